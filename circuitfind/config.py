@@ -1,0 +1,24 @@
+"""Constants and small value types that every part of the project shares. Imports nothing of ours but errors."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Ablation = Literal["resample", "mean", "zero"]
+Direction = Literal["noising", "denoising"]
+Level = Literal["node", "edge"]
+
+ABLATIONS: tuple[str, ...] = get_args(Ablation)
+DIRECTIONS: tuple[str, ...] = get_args(Direction)
+
+DEFAULT_TARGET = 0.9
+"""Faithfulness that pruning aims at."""
+
+DEFAULT_MIN_ACCURACY = 0.75
+"""Share of prompt pairs that a model must answer rightly before a circuit is looked for (the bar of MIB)."""
+
+SCHEMA_VERSION = 1
+"""Version of the JSON that circuits, scores and manifests are written in."""
+
+MODELS_VARIABLE = "CIRCUITFIND_MODELS"
+"""Environment variable that names a folder of local models for the tests."""
