@@ -1,0 +1,196 @@
+"""Writers and readers: the shape of a model as its residual stream sees it. No torch here.
+
+Every component writes a vector to the residual stream and reads it through a linear map (after a normalisation). An
+``Anatomy`` lists the writers and the readers in the order of the forward pass and says which writer can feed which
+reader; every array of scores or masks in the project is indexed by these two lists.
+
+With grouped-query attention a key/value head serves several query heads, so its ``<k>`` and ``<v>`` readers belong to
+``a3.kv1`` (one computation, one name); the heads that it serves are ``served_by``. See docs/decisions/grouped-query-attention.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from circuitfind.errors import UsageError, nearest
+from circuitfind.names import INPUT, LOGITS, Edge, Kind, Node, parse_edge, parse_node, reader_name
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What a model is made of.
+
+    Attributes:
+        n_layers: Blocks.
+        n_heads: Query heads in each block.
+        n_kv_heads: Key/value heads in each block; equal to ``n_heads`` without grouped-query attention.
+        has_mlp: False for attention-only models.
+        parallel: True when the MLP of a block does not read its attention (Pythia, GPT-J).
+    """
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    has_mlp: bool = True
+    parallel: bool = False
+
+    @property
+    def grouped(self) -> bool:
+        """Whether several query heads share a key/value head."""
+        return self.n_kv_heads != self.n_heads
+
+    @cached_property
+    def writers(self) -> tuple[Node, ...]:
+        """Nodes that write to the stream, in the order of the forward pass: ``input``, then heads and MLP by layer."""
+        nodes = [INPUT]
+        for layer in range(self.n_layers):
+            nodes += [Node(Kind.HEAD, layer, h) for h in range(self.n_heads)]
+            nodes += [Node(Kind.MLP, layer)] * self.has_mlp
+        return tuple(nodes)
+
+    @cached_property
+    def readers(self) -> tuple[tuple[Node, str | None], ...]:
+        """(node, slot) of every reader: by layer all ``<q>``, all ``<k>``, all ``<v>``, the MLP; ``logits`` last."""
+        kv_kind = Kind.KV if self.grouped else Kind.HEAD
+        found: list[tuple[Node, str | None]] = []
+        for layer in range(self.n_layers):
+            found += [(Node(Kind.HEAD, layer, h), "q") for h in range(self.n_heads)]
+            for slot in ("k", "v"):
+                found += [(Node(kv_kind, layer, h), slot) for h in range(self.n_kv_heads)]
+            found += [(Node(Kind.MLP, layer), None)] * self.has_mlp
+        return (*found, (LOGITS, None))
+
+    @cached_property
+    def writer_names(self) -> tuple[str, ...]:
+        return tuple(str(node) for node in self.writers)
+
+    @cached_property
+    def reader_names(self) -> tuple[str, ...]:
+        return tuple(reader_name(node, slot) for node, slot in self.readers)
+
+    @cached_property
+    def writer_index(self) -> Mapping[str, int]:
+        return {name: i for i, name in enumerate(self.writer_names)}
+
+    @cached_property
+    def reader_index(self) -> Mapping[str, int]:
+        return {name: i for i, name in enumerate(self.reader_names)}
+
+    @cached_property
+    def edge_mask(self) -> Bool[np.ndarray, "writer reader"]:
+        """True where an edge exists: the writer comes before the reader on the stream."""
+        mask = np.array([[self._feeds(w, r) for r, _ in self.readers] for w in self.writers], dtype=bool)
+        mask.flags.writeable = False
+        return mask
+
+    @property
+    def n_edges(self) -> int:
+        return int(self.edge_mask.sum())
+
+    def _feeds(self, writer: Node, reader: Node) -> bool:
+        if writer.kind is Kind.INPUT or reader.kind is Kind.LOGITS:
+            return True
+        if writer.layer == reader.layer:
+            return writer.kind is Kind.HEAD and reader.kind is Kind.MLP and not self.parallel
+        return writer.layer < reader.layer
+
+    # Where the readers of a layer sit in the list of readers.
+
+    @property
+    def _per_layer(self) -> int:
+        return self.n_heads + 2 * self.n_kv_heads + int(self.has_mlp)
+
+    def reader_slice(self, layer: int, slot: str) -> slice:
+        """Columns of a layer's readers: ``slot`` is ``q``, ``k``, ``v`` or ``mlp``."""
+        start = layer * self._per_layer
+        widths = {"q": self.n_heads, "k": self.n_kv_heads, "v": self.n_kv_heads, "mlp": int(self.has_mlp)}
+        for name, width in widths.items():
+            if name == slot:
+                return slice(start, start + width)
+            start += width
+        raise KeyError(slot)
+
+    def head_slice(self, layer: int) -> slice:
+        """Rows of a layer's heads in the list of writers."""
+        start = 1 + layer * (self.n_heads + int(self.has_mlp))
+        return slice(start, start + self.n_heads)
+
+    def mlp_row(self, layer: int) -> int:
+        """Row of a layer's MLP in the list of writers."""
+        return 1 + layer * (self.n_heads + 1) + self.n_heads
+
+    def rows_before(self, layer: int, slot: str) -> int:
+        """How many writers (a prefix of the list) can feed the readers of this layer: all rows below this number."""
+        start = self.head_slice(layer).start
+        return int(start + self.n_heads if slot == "mlp" and not self.parallel else start)
+
+    # Names to indices and back.
+
+    def kv_of(self, head: int) -> int:
+        """The key/value head that serves this query head."""
+        return head // (self.n_heads // self.n_kv_heads)
+
+    def served_by(self, node: Node) -> tuple[Node, ...]:
+        """The writers whose output a reader's node feeds: a key/value head serves its group of query heads."""
+        if node.kind is not Kind.KV:
+            return (node,)
+        return tuple(Node(Kind.HEAD, node.layer, h) for h in range(self.n_heads) if self.kv_of(h) == node.index)
+
+    def readers_of(self, node: Node) -> tuple[str, ...]:
+        """The names of the readers whose values this writer's output depends on."""
+        if node.kind is Kind.HEAD:
+            kv = Node(Kind.KV, node.layer, self.kv_of(node.index)) if self.grouped else node
+            return (reader_name(node, "q"), reader_name(kv, "k"), reader_name(kv, "v"))
+        return () if node.kind is Kind.INPUT else (str(node),)
+
+    def edge_at(self, writer: int, reader: int) -> Edge:
+        node, slot = self.readers[reader]
+        return Edge(self.writers[writer], node, slot)
+
+    def index_of(self, edge: Edge | str) -> tuple[int, int]:
+        """(writer, reader) indices of an edge.
+
+        A ``<k>`` or ``<v>`` input named for a query head is read as that of the key/value head that serves it.
+
+        Raises:
+            UsageError: This model has no such edge.
+        """
+        edge = parse_edge(edge) if isinstance(edge, str) else edge
+        receiver = edge.receiver.bare
+        if self.grouped and receiver.kind is Kind.HEAD and edge.slot in ("k", "v"):
+            receiver = Node(Kind.KV, receiver.layer, self.kv_of(receiver.index))
+        w, r = str(edge.sender.bare), reader_name(receiver, edge.slot)
+        if w not in self.writer_index:
+            raise self._no_such(w, self.writer_index)
+        if r not in self.reader_index:
+            raise self._no_such(r, self.reader_index)
+        i, j = self.writer_index[w], self.reader_index[r]
+        if not self.edge_mask[i, j]:
+            raise UsageError(f"this model has no edge {w}->{r}", hint="an edge runs from a writer to a reader above it")
+        return i, j
+
+    def row_of(self, node: Node | str) -> int:
+        """Row of a writer.
+
+        Raises:
+            UsageError: This model has no such writer.
+        """
+        node = parse_node(node) if isinstance(node, str) else node
+        name = str(node.bare)
+        if name not in self.writer_index:
+            raise self._no_such(name, self.writer_index)
+        return self.writer_index[name]
+
+    def _no_such(self, name: str, known: Mapping[str, int]) -> UsageError:
+        near = nearest(name, known)
+        size = f"{self.n_layers} layers of {self.n_heads} heads" + ("" if self.has_mlp else ", no MLPs")
+        return UsageError(f"this model ({size}) has no '{name}'", hint=f"the nearest name is '{near}'" if near else "see `circuitfind show`")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
