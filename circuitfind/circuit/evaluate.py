@@ -1,0 +1,99 @@
+"""How much of the behaviour a circuit carries, measured by running it.
+
+``faithfulness = (m(C) - m(empty)) / (m(full) - m(empty))``, a ratio of means over prompts, never a mean of ratios. The full
+model is 1 and the empty circuit 0 by construction, whatever the ablation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from circuitfind.circuit.graph import Evaluation, Interval
+from circuitfind.config import Ablation
+from circuitfind.errors import RunError
+from circuitfind.model.patched import Patch
+from circuitfind.model.runs import Runs
+
+BOOTSTRAP = 2000
+"""Resamples of the prompts behind an interval."""
+
+
+class Evaluator:
+    """Runs circuits under one ablation; counts what it ran.
+
+    Attributes:
+        n_evaluations: Circuits evaluated so far, each one patched pass over all prompts.
+    """
+
+    def __init__(self, runs: Runs, ablation: Ablation) -> None:
+        self.runs = runs
+        self.ablation: Ablation = ablation
+        self.n_evaluations = 0
+
+    def values(self, masks: Sequence[Bool[np.ndarray, "writer reader"]]) -> Float[np.ndarray, "circuit prompt"]:
+        """The metric of each prompt when only the marked edges carry current values."""
+        self.n_evaluations += len(masks)
+        every = self.runs.model.anatomy.edge_mask
+        return self.runs.patched([Patch(edges=every & ~mask) for mask in masks], ablation=self.ablation)
+
+    @property
+    def full(self) -> Float[np.ndarray, " prompt"]:
+        """The metric of each prompt in the untouched model."""
+        return self.runs.clean
+
+    @cached_property
+    def empty(self) -> Float[np.ndarray, " prompt"]:
+        """The metric of each prompt when every edge is ablated."""
+        return np.asarray(self.values([np.zeros_like(self.runs.model.anatomy.edge_mask)])[0])
+
+    @cached_property
+    def gap(self) -> float:
+        """``m(full) - m(empty)``: what there is to explain.
+
+        Raises:
+            RunError: There is nothing to explain.
+        """
+        full, empty = float(self.full.mean()), float(self.empty.mean())
+        scale = float(np.abs(self.full).mean()) + float(np.abs(self.empty).mean())
+        if not full - empty > 1e-4 * max(scale, 1e-6):
+            raise RunError(
+                f"the metric is {full:.4g} in the model and {empty:.4g} with every edge ablated ({self.ablation}): "
+                "there is no behaviour left to explain",
+                hint="check that the corrupted prompts change the answer, or choose another counterfactual, metric or ablation",
+            )
+        return full - empty
+
+    def faithfulness(self, masks: Sequence[Bool[np.ndarray, "writer reader"]]) -> Float[np.ndarray, " circuit"]:
+        """Faithfulness of each circuit, without interval."""
+        return np.asarray((self.values(masks).mean(1) - self.empty.mean()) / self.gap)
+
+    def evaluate(self, mask: Bool[np.ndarray, "writer reader"], *, seed: int = 0) -> Evaluation:
+        """One circuit with its interval."""
+        values = self.values([mask])[0]
+        low, high = bootstrap_ratio(values - self.empty, self.full - self.empty, seed=seed)
+        circuit, empty = float(values.mean()), float(self.empty.mean())
+        return Evaluation(
+            ablation=self.ablation,
+            metric=self.runs.metric.name,
+            faithfulness=Interval((circuit - empty) / self.gap, low, high),
+            circuit=circuit,
+            full=float(self.full.mean()),
+            empty=empty,
+            n_prompts=len(self.runs),
+        )
+
+
+def bootstrap_ratio(
+    top: Float[np.ndarray, " prompt"], bottom: Float[np.ndarray, " prompt"], *, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of mean(top) / mean(bottom) when the prompts are drawn again with replacement."""
+    generator = np.random.default_rng(seed)
+    draws = generator.integers(0, len(top), size=(BOOTSTRAP, len(top)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = top[draws].mean(1) / bottom[draws].mean(1)
+    low, high = np.nanquantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,315 @@
+"""Circuit: an immutable graph of writers and readers, with what is known about it.
+
+Inside it is a keyed ``networkx.MultiDiGraph``: one head can reach another through its ``<q>``, ``<k>`` and
+``<v>`` at once, so the key of an edge is its slot. Outside it is the JSON described in docs/circuit-json.md.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+from jaxtyping import Bool
+
+from circuitfind.config import SCHEMA_VERSION
+from circuitfind.errors import UsageError
+from circuitfind.model.anatomy import Anatomy
+from circuitfind.names import INPUT, LOGITS, Edge, Kind, Node, parse_edge, parse_node
+
+FORMAT = "circuitfind.circuit"
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a circuit holds under. Never "the" circuit: another ablation or counterfactual gives another
+    one.
+    """
+
+    task: str
+    model: str
+    method: str
+    metric: str
+    ablation: str
+    direction: str
+    counterfactual: str
+    rule: str
+    """How it was pruned, such as ``faithfulness 0.9``."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the ends of its 95 % bootstrap interval over prompts."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How much of the behaviour a circuit carries under one ablation.
+
+    ``faithfulness = (m(C) - m(empty)) / (m(full) - m(empty))``, a ratio of means over prompts.
+    """
+
+    ablation: str
+    metric: str
+    faithfulness: Interval
+    circuit: float
+    full: float
+    empty: float
+    n_prompts: int
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """A sparse subgraph of a model.
+
+    Attributes:
+        anatomy: The model's parts.
+        edges: Sorted from the input to the logits.
+        edge_scores: By edge name; NaN where the method gave none.
+        node_scores: By writer name.
+        conditions: Task, model, method, metric, ablation, counterfactual, rule.
+        evaluations: One for each ablation under which it was measured.
+        roles: By node name, where a known circuit of the task names them.
+    """
+
+    anatomy: Anatomy
+    edges: tuple[Edge, ...]
+    conditions: Conditions
+    edge_scores: Mapping[str, float] = field(default_factory=dict)
+    node_scores: Mapping[str, float] = field(default_factory=dict)
+    evaluations: tuple[Evaluation, ...] = ()
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "edges", tuple(sorted(set(self.edges), key=lambda e: e.order)))
+        for name in ("edge_scores", "node_scores", "roles"):
+            object.__setattr__(self, name, dict(getattr(self, name)))
+        for edge in self.edges:
+            self.anatomy.index_of(edge)
+
+    @cached_property
+    def graph(self) -> nx.MultiDiGraph[str]:
+        """Nodes by name (kind, layer, index, score), edges keyed by slot (``""`` for MLPs and logits),
+        frozen.
+
+        A key/value head is joined to the heads that it serves by an edge with the key ``serves``, so that
+        paths run through it; it is no edge of the circuit.
+        """
+        graph: nx.MultiDiGraph[str] = nx.MultiDiGraph()
+        for node in self.nodes:
+            score = self.node_scores.get(str(node.bare), math.nan)
+            graph.add_node(
+                str(node), kind=node.kind.name.lower(), layer=node.layer, index=node.index, score=score
+            )
+        for edge in self.edges:
+            score = self.edge_scores.get(str(edge), math.nan)
+            graph.add_edge(str(edge.sender), str(edge.receiver), key=edge.slot or "", score=score)
+        for node in self.nodes:
+            if node.kind is Kind.KV:
+                served = self.anatomy.served_by(node)
+                for head in self.heads:
+                    if head.bare in served:
+                        graph.add_edge(str(node), str(head), key="serves", score=math.nan)
+        frozen: nx.MultiDiGraph[str] = nx.freeze(graph)
+        return frozen
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every node that an edge touches, from the input to the logits."""
+        found = {n for e in self.edges for n in (e.sender, e.receiver)}
+        return tuple(sorted(found, key=lambda n: n.order))
+
+    @property
+    def heads(self) -> tuple[Node, ...]:
+        return tuple(n for n in self.nodes if n.kind is Kind.HEAD)
+
+    @property
+    def mlps(self) -> tuple[Node, ...]:
+        return tuple(n for n in self.nodes if n.kind is Kind.MLP)
+
+    @property
+    def share_of_edges(self) -> float:
+        return len(self.edges) / self.anatomy.n_edges
+
+    @cached_property
+    def mask(self) -> Bool[np.ndarray, "writer reader"]:
+        """True for the edges of the circuit."""
+        mask = np.zeros(self.anatomy.edge_mask.shape, dtype=bool)
+        for edge in self.edges:
+            mask[self.anatomy.index_of(edge)] = True
+        mask.flags.writeable = False
+        return mask
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form, version 1 (docs/circuit-json.md). NaN and infinity are written as null."""
+        return {
+            "format": FORMAT,
+            "version": SCHEMA_VERSION,
+            "conditions": vars(self.conditions).copy(),
+            "anatomy": self.anatomy.as_dict(),
+            "counts": {
+                "nodes": len(self.nodes),
+                "heads": len(self.heads),
+                "mlps": len(self.mlps),
+                "edges": len(self.edges),
+                "edges_in_model": self.anatomy.n_edges,
+            },
+            "nodes": [
+                {
+                    "name": str(n),
+                    "kind": n.kind.name.lower(),
+                    "layer": n.layer if n.kind in (Kind.HEAD, Kind.KV, Kind.MLP) else None,
+                    "index": n.index if n.kind in (Kind.HEAD, Kind.KV) else None,
+                    "position": n.position,
+                    "score": _finite(self.node_scores.get(str(n.bare))),
+                    "role": self.roles.get(str(n.bare)),
+                }
+                for n in self.nodes
+            ],
+            "edges": [
+                {
+                    "name": str(e),
+                    "sender": str(e.sender),
+                    "receiver": str(e.receiver),
+                    "slot": e.slot,
+                    "score": _finite(self.edge_scores.get(str(e))),
+                }
+                for e in self.edges
+            ],
+            "evaluations": [
+                {**vars(e), "faithfulness": vars(e.faithfulness).copy()} for e in self.evaluations
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, where: str | None = None) -> Circuit:
+        """Read the JSON form.
+
+        Raises:
+            UsageError: It is another format or version, or it names parts that its model does not have.
+        """
+        if not isinstance(data, Mapping):
+            raise UsageError(
+                "not a circuit: the file holds no JSON object",
+                where=where,
+                hint="give a circuit.json that this program wrote",
+            )
+        if data.get("format") != FORMAT or data.get("version") != SCHEMA_VERSION:
+            found = f"{data.get('format')} version {data.get('version')}"
+            raise UsageError(
+                f"not a circuit of version {SCHEMA_VERSION} (found: {found})",
+                where=where,
+                hint="give a circuit.json that this program wrote, or run discover again",
+            )
+        try:
+            edges = tuple(parse_edge(e["name"]) for e in data["edges"])
+            nodes = [(str(parse_node(n["name"]).bare), n) for n in data["nodes"]]
+            return cls(
+                anatomy=Anatomy(**data["anatomy"]),
+                edges=edges,
+                conditions=Conditions(**data["conditions"]),
+                edge_scores={
+                    str(edge): _number(e["score"]) for edge, e in zip(edges, data["edges"], strict=True)
+                },
+                node_scores={name: _number(n["score"]) for name, n in nodes},
+                evaluations=tuple(
+                    Evaluation(**{**e, "faithfulness": Interval(**e["faithfulness"])})
+                    for e in data["evaluations"]
+                ),
+                roles={name: n["role"] for name, n in nodes if n.get("role")},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+            raise UsageError(
+                f"the circuit is incomplete: {error}",
+                where=where,
+                hint="run discover again, or compare docs/circuit-json.md",
+            ) from error
+
+    @classmethod
+    def load(cls, path: Path) -> Circuit:
+        """Read a ``circuit.json``."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"cannot read the circuit: {error}",
+                where=str(path),
+                hint="give a circuit.json or a run folder",
+            ) from error
+        return cls.from_dict(data, where=str(path))
+
+
+def from_mask(
+    anatomy: Anatomy,
+    mask: Bool[np.ndarray, "writer reader"],
+    conditions: Conditions,
+    *,
+    edge_values: np.ndarray | None = None,
+    node_values: np.ndarray | None = None,
+    evaluations: Iterable[Evaluation] = (),
+    roles: Mapping[str, str] | None = None,
+) -> Circuit:
+    """The circuit of the edges that ``mask`` marks, with the scores of its edges and of all writers in it."""
+    chosen = [(int(w), int(r)) for w, r in np.argwhere(mask)]
+    edges = tuple(anatomy.edge_at(w, r) for w, r in chosen)
+    scores = (
+        {}
+        if edge_values is None
+        else {str(e): float(edge_values[i]) for e, i in zip(edges, chosen, strict=True)}
+    )
+    used = {e.sender for e in edges} | {e.receiver for e in edges} & set(anatomy.writers)
+    nodes = {} if node_values is None else {str(n): float(node_values[anatomy.row_of(n)]) for n in used}
+    return Circuit(
+        anatomy=anatomy,
+        edges=edges,
+        conditions=conditions,
+        edge_scores=scores,
+        node_scores=nodes,
+        evaluations=tuple(evaluations),
+        roles={k: v for k, v in (roles or {}).items() if parse_node(k) in used},
+    )
+
+
+def connected(anatomy: Anatomy, mask: Bool[np.ndarray, "writer reader"]) -> Bool[np.ndarray, "writer reader"]:
+    """The edges that lie on some way from the input to the logits.
+
+    A head is reached when any of its inputs is: a head that only its query depends on still carries what it
+    attends to.
+    """
+    from_input = {str(INPUT)}
+    for node in anatomy.writers[1:]:
+        columns = [anatomy.reader_index[name] for name in anatomy.readers_of(node)]
+        if any(str(anatomy.writers[w]) in from_input for w in np.flatnonzero(mask[:, columns].any(axis=1))):
+            from_input.add(str(node))
+    alive = np.array([name in from_input for name in anatomy.writer_names])
+    kept = mask & alive[:, None]
+    useful_readers = {str(LOGITS)}
+    to_logits = np.zeros(len(anatomy.writers), dtype=bool)
+    for row in range(len(anatomy.writers) - 1, -1, -1):
+        reads = [anatomy.reader_names[r] for r in np.flatnonzero(kept[row])]
+        if any(name in useful_readers for name in reads):
+            to_logits[row] = True
+            useful_readers.update(anatomy.readers_of(anatomy.writers[row]))
+    readable = np.array([name in useful_readers for name in anatomy.reader_names])
+    return np.asarray(kept & readable[None, :] & to_logits[:, None])
+
+
+def _finite(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,149 @@
+"""Scores: what a method says of every node or edge. NumPy only; from here on no model is needed.
+
+Arrays are indexed by the writers and readers of an ``Anatomy``. What was not computed, or does not exist, is NaN, never
+zero.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from circuitfind.config import SCHEMA_VERSION, Level
+from circuitfind.errors import RunError
+from circuitfind.model.anatomy import Anatomy
+from circuitfind.names import Edge, Node
+
+FORMAT = "circuitfind.scores"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The result of one method on one task and model.
+
+    Attributes:
+        anatomy: What the arrays are indexed by.
+        level: ``node`` or ``edge``.
+        values: ``[writer]`` for nodes, ``[writer, reader]`` for edges, in units of the metric. The sign is that of the
+            change in the metric: positive where the clean value of the node or edge helps the answer.
+        method, direction, metric, ablation: How the values came about.
+        nodes: For edge methods, the node attribution that the edges of each writer sum to. ``[writer]``
+        per_prompt: ``[prompt, writer]`` for node methods that keep each prompt apart, else None.
+        facts: Whatever else the method reports (passes, self-checks).
+    """
+
+    anatomy: Anatomy
+    level: Level
+    values: Float[np.ndarray, "..."]
+    method: str
+    direction: str
+    metric: str
+    ablation: str
+    nodes: Float[np.ndarray, " writer"] | None = None
+    per_prompt: Float[np.ndarray, "prompt writer"] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape: tuple[int, ...] = (len(self.anatomy.writers),)
+        if self.level == "edge":
+            shape += (len(self.anatomy.readers),)
+        if self.values.shape != shape:
+            raise ValueError(f"scores of shape {self.values.shape}, expected {shape}")
+        for array in (self.values, self.nodes, self.per_prompt):
+            if array is not None:
+                array.flags.writeable = False
+
+    @cached_property
+    def node_values(self) -> Float[np.ndarray, " writer"]:
+        """One value for each writer, from node scores or from what comes with the edges."""
+        if self.level == "node":
+            return self.values
+        if self.nodes is not None:
+            return self.nodes
+        return np.asarray(np.nansum(self.values, axis=1))
+
+    def ranked_edges(self) -> list[tuple[int, int]]:
+        """(writer, reader) of every scored edge, strongest first; ties by position, so the order never wobbles."""
+        if self.level != "edge":
+            raise ValueError("node scores rank no edges")
+        size = np.where(np.isnan(self.values), -1.0, np.abs(self.values)).ravel()
+        order = np.argsort(-size, kind="stable")[: int((size >= 0).sum())]
+        width = self.values.shape[1]
+        return [(int(i) // width, int(i) % width) for i in order]
+
+    def top_edges(self, count: int) -> Iterator[tuple[Edge, float]]:
+        """The strongest edges with their values."""
+        for w, r in self.ranked_edges()[:count]:
+            yield self.anatomy.edge_at(w, r), float(self.values[w, r])
+
+    def top_nodes(self, count: int) -> Iterator[tuple[Node, float]]:
+        """The strongest writers with their values."""
+        values = self.node_values
+        size = np.where(np.isnan(values), -1.0, np.abs(values))
+        for w in np.argsort(-size, kind="stable")[:count]:
+            if size[w] >= 0:
+                yield self.anatomy.writers[int(w)], float(values[w])
+
+    # Files: one .npz with the arrays and a JSON header, so that nothing is ever unpickled.
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything, as arrays for one ``.npz`` file."""
+        header = {
+            "format": FORMAT,
+            "version": SCHEMA_VERSION,
+            "anatomy": self.anatomy.as_dict(),
+            "level": self.level,
+            "method": self.method,
+            "direction": self.direction,
+            "metric": self.metric,
+            "ablation": self.ablation,
+            "facts": dict(self.facts),
+        }
+        found = {"header": np.array(json.dumps(header)), "values": self.values}
+        if self.nodes is not None:
+            found["nodes"] = self.nodes
+        if self.per_prompt is not None:
+            found["per_prompt"] = self.per_prompt
+        return found
+
+    @classmethod
+    def load(cls, path: Path) -> Scores:
+        """Read what ``arrays`` wrote.
+
+        Raises:
+            RunError: The file is damaged or of another version.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                header = json.loads(str(data["header"]))
+                values, nodes, per_prompt = (data[n] if n in data else None for n in ("values", "nodes", "per_prompt"))
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise RunError(
+                f"cannot read the scores: {error}", where=str(path), hint="run the same discover command with --force"
+            ) from error
+        if header.get("format") != FORMAT or header.get("version") != SCHEMA_VERSION:
+            raise RunError(
+                f"scores of version {header.get('version')}; this program reads version {SCHEMA_VERSION}",
+                where=str(path),
+                hint="run the same discover command with --force",
+            )
+        assert values is not None
+        return cls(
+            anatomy=Anatomy(**header["anatomy"]),
+            level=header["level"],
+            values=values,
+            nodes=nodes,
+            per_prompt=per_prompt,
+            method=header["method"],
+            direction=header["direction"],
+            metric=header["metric"],
+            ablation=header["ablation"],
+            facts=header["facts"],
+        )
