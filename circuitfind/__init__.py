@@ -1,0 +1,42 @@
+"""circuitfind: find the circuit behind a behaviour of a language model, and measure how much of it the circuit carries.
+
+    >>> import circuitfind
+    >>> found = circuitfind.discover("ioi", "mini")
+    >>> found.circuit.edges, found.summary["evaluations"]
+
+Names are loaded when they are used, so that importing this costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Circuit", "CircuitfindError", "Scores", "discover", "load_task"]
+
+if TYPE_CHECKING:
+    from circuitfind.api import discover
+    from circuitfind.circuit.graph import Circuit
+    from circuitfind.circuit.scores import Scores
+    from circuitfind.errors import CircuitfindError
+    from circuitfind.task.spec import load_task
+
+_WHERE = {
+    "discover": "circuitfind.api",
+    "Circuit": "circuitfind.circuit.graph",
+    "Scores": "circuitfind.circuit.scores",
+    "CircuitfindError": "circuitfind.errors",
+    "load_task": "circuitfind.task.spec",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        import importlib
+
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'circuitfind' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

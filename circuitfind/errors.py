@@ -32,7 +32,9 @@ class CircuitfindError(Exception):
 
     exit_code = FAILURE
 
-    def __init__(self, what: str, *, hint: str, where: str | None = None, details: Iterable[str] = ()) -> None:
+    def __init__(
+        self, what: str, *, hint: str, where: str | None = None, details: Iterable[str] = ()
+    ) -> None:
         self.what = what
         self.hint = hint
         self.where = where

@@ -134,7 +134,8 @@ def parse_reader(text: str) -> tuple[Node, str | None]:
         if node is not None and not (slot and node.kind not in (Kind.HEAD, Kind.KV)):
             return replace(node, position=position), slot
     raise UsageError(
-        f"'{text}' is not the name of a node", hint="nodes are named like input, a9.h6, m5, logits (also 9.6, L9H6, MLP5)"
+        f"'{text}' is not the name of a node",
+        hint="nodes are named like input, a9.h6, m5, logits (also 9.6, L9H6, MLP5)",
     )
 
 
@@ -146,14 +147,24 @@ def parse_edge(text: str) -> Edge:
     """
     sender, arrow, receiver = text.partition("->")
     if not arrow:
-        raise UsageError(f"'{text}' is not the name of an edge", hint="edges are named like a9.h6->a10.h0<q> or m3->logits")
+        raise UsageError(
+            f"'{text}' is not the name of an edge", hint="edges are named like a9.h6->a10.h0<q> or m3->logits"
+        )
     node, slot = parse_reader(receiver)
     edge = Edge(parse_node(sender), node, slot)
     if (node.kind in (Kind.HEAD, Kind.KV)) != (slot is not None):
-        need = "its input in angle brackets: <q>, <k> or <v>" if slot is None else "no input in angle brackets"
+        need = (
+            "its input in angle brackets: <q>, <k> or <v>" if slot is None else "no input in angle brackets"
+        )
         raise UsageError(f"'{text}' is not the name of an edge", hint=f"'{node}' needs {need}")
-    if edge.sender.kind in (Kind.LOGITS, Kind.KV) or node.kind is Kind.INPUT or edge.sender.layer_rank >= node.layer_rank:
-        raise UsageError(f"no edge runs from {edge.sender} to {node}", hint="edges run up the residual stream")
+    if (
+        edge.sender.kind in (Kind.LOGITS, Kind.KV)
+        or node.kind is Kind.INPUT
+        or edge.sender.layer_rank >= node.layer_rank
+    ):
+        raise UsageError(
+            f"no edge runs from {edge.sender} to {node}", hint="edges run up the residual stream"
+        )
     return edge
 
 

@@ -34,7 +34,9 @@ class Evaluator:
         self.ablation: Ablation = ablation
         self.n_evaluations = 0
 
-    def values(self, masks: Sequence[Bool[np.ndarray, "writer reader"]]) -> Float[np.ndarray, "circuit prompt"]:
+    def values(
+        self, masks: Sequence[Bool[np.ndarray, "writer reader"]]
+    ) -> Float[np.ndarray, "circuit prompt"]:
         """The metric of each prompt when only the marked edges carry current values."""
         self.n_evaluations += len(masks)
         every = self.runs.model.anatomy.edge_mask
@@ -67,7 +69,9 @@ class Evaluator:
             )
         return full - empty
 
-    def faithfulness(self, masks: Sequence[Bool[np.ndarray, "writer reader"]]) -> Float[np.ndarray, " circuit"]:
+    def faithfulness(
+        self, masks: Sequence[Bool[np.ndarray, "writer reader"]]
+    ) -> Float[np.ndarray, " circuit"]:
         """Faithfulness of each circuit, without interval."""
         return np.asarray((self.values(masks).mean(1) - self.empty.mean()) / self.gap)
 

@@ -201,12 +201,6 @@ class Circuit:
         Raises:
             UsageError: It is another format or version, or it names parts that its model does not have.
         """
-        if not isinstance(data, Mapping):
-            raise UsageError(
-                "not a circuit: the file holds no JSON object",
-                where=where,
-                hint="give a circuit.json that this program wrote",
-            )
         if data.get("format") != FORMAT or data.get("version") != SCHEMA_VERSION:
             found = f"{data.get('format')} version {data.get('version')}"
             raise UsageError(
@@ -249,6 +243,12 @@ class Circuit:
                 where=str(path),
                 hint="give a circuit.json or a run folder",
             ) from error
+        if not isinstance(data, dict):
+            raise UsageError(
+                "not a circuit: the file holds no JSON object",
+                where=str(path),
+                hint="give a circuit.json that this program wrote",
+            )
         return cls.from_dict(data, where=str(path))
 
 

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 
 from circuitfind.circuit.evaluate import Evaluator
 from circuitfind.circuit.graph import connected
+from circuitfind.circuit.rule import Rule
 from circuitfind.circuit.scores import Scores
 from circuitfind.config import Direction
 from circuitfind.errors import RunError, UsageError
@@ -31,46 +32,6 @@ Mask = Bool[np.ndarray, "writer reader"]
 
 GRID = 24
 """Prefix sizes tried at once in the first search."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How far to prune: exactly one of the three.
-
-    Attributes:
-        faithfulness: Smallest circuit that reaches this share of the behaviour.
-        edges: This many of the strongest edges.
-        threshold: Every edge whose |score| is at least this, in units of the metric.
-        evaluations: At most this many circuits are run; pruning by faithfulness stops early when they are used up.
-    """
-
-    faithfulness: float | None = None
-    edges: int | None = None
-    threshold: float | None = None
-    evaluations: int = 2000
-
-    def __post_init__(self) -> None:
-        given = [v for v in (self.faithfulness, self.edges, self.threshold) if v is not None]
-        if len(given) != 1:
-            raise UsageError(
-                "give exactly one of a target faithfulness, a number of edges and a threshold",
-                hint="such as --faithfulness 0.9, --edges 40 or --threshold 0.05",
-            )
-        if self.faithfulness is not None and not 0 < self.faithfulness <= 1:
-            raise UsageError(
-                f"a target faithfulness of {self.faithfulness} cannot be reached for certain", hint="give a number above 0 and up to 1"
-            )
-        if self.edges is not None and self.edges < 1:
-            raise UsageError(f"{self.edges} edges make no circuit", hint="give at least 1")
-        if self.threshold is not None and not self.threshold >= 0:
-            raise UsageError(f"a threshold of {self.threshold} keeps no order", hint="give 0 or more")
-        if self.evaluations < 1:
-            raise UsageError(f"{self.evaluations} evaluations prune nothing", hint="give at least 1")
-
-    def __str__(self) -> str:
-        if self.faithfulness is not None:
-            return f"faithfulness {self.faithfulness:g}"
-        return f"edges {self.edges}" if self.edges is not None else f"threshold {self.threshold:g}"
 
 
 @dataclass(frozen=True)
@@ -107,7 +68,11 @@ def prune(
     order = rank(scores)
     before = evaluator.n_evaluations
     if rule.faithfulness is None:
-        size = _by_count(anatomy, order, rule.edges) if rule.edges is not None else _by_threshold(scores, order, rule)
+        size = (
+            _by_count(anatomy, order, rule.edges)
+            if rule.edges is not None
+            else _by_threshold(scores, order, rule)
+        )
         mask, minimal = connected(anatomy, prefix_mask(anatomy, order, size)), False
     else:
         size, mask = _smallest_prefix(anatomy, order, evaluator, rule.faithfulness)
@@ -140,7 +105,7 @@ def rank(scores: Scores) -> list[tuple[int, int]]:
     if not np.nanmax(np.abs(values)) > 0:
         raise RunError(
             "every score is exactly zero: the method saw no difference between clean and corrupted prompts",
-            hint="check that the corrupted prompts differ before the answer position, and choose another counterfactual or metric",
+            hint="check that the corrupted prompts differ before the answer position; try another counterfactual",
         )
     if scores.level == "edge":
         return scores.ranked_edges()
@@ -182,7 +147,8 @@ def _by_count(anatomy: Anatomy, order: list[tuple[int, int]], wanted: int) -> in
 def _by_threshold(scores: Scores, order: list[tuple[int, int]], rule: Rule) -> int:
     if scores.level == "node":
         raise UsageError(
-            "a threshold needs edge scores, and this method scores nodes", hint="use --faithfulness or --edges, or --method eap"
+            "a threshold needs edge scores, and this method scores nodes",
+            hint="use --faithfulness or --edges, or --method eap",
         )
     return sum(abs(scores.values[w, r]) >= (rule.threshold or 0) for w, r in order)
 
@@ -200,7 +166,7 @@ def _smallest_prefix(
 
     low, high = 0, len(order)
     best = anatomy.edge_mask.copy()
-    sizes = sorted({int(round(s)) for s in np.geomspace(1, high, GRID)})
+    sizes = sorted({round(s) for s in np.geomspace(1, high, GRID)})
     while sizes:
         masks = circuits(sizes)
         found = evaluator.faithfulness(masks)
@@ -211,7 +177,7 @@ def _smallest_prefix(
             high, best = sizes[hit], masks[hit]
             low = sizes[hit - 1] if hit else low
         inside = np.linspace(low, high, 10)[1:-1]
-        sizes = sorted({int(round(s)) for s in inside if low < round(s) < high})
+        sizes = sorted({round(s) for s in inside if low < round(s) < high})
     return high, best
 
 
@@ -279,7 +245,7 @@ def _drop_most(
     low, high = 1, len(ranked) + 1
     best = _without(anatomy, mask, ranked[:1])
     spent = 0
-    sizes = sorted({int(round(s)) for s in np.geomspace(1, len(ranked), 12)} - {1})
+    sizes = sorted({round(s) for s in np.geomspace(1, len(ranked), 12)} - {1})
     while sizes:
         trials = [_without(anatomy, mask, ranked[:size]) for size in sizes]
         found = evaluator.faithfulness(trials)
@@ -289,7 +255,7 @@ def _drop_most(
                 high = size
                 break
             low, best = size, trial
-        sizes = sorted({int(round(s)) for s in np.linspace(low, high, 8)[1:-1] if low < round(s) < high})
+        sizes = sorted({round(s) for s in np.linspace(low, high, 8)[1:-1] if low < round(s) < high})
     return best, spent
 
 

@@ -41,7 +41,7 @@ class Scores:
 
     anatomy: Anatomy
     level: Level
-    values: Float[np.ndarray, "..."]
+    values: Float[np.ndarray, ...]
     method: str
     direction: str
     metric: str
@@ -123,10 +123,14 @@ class Scores:
         try:
             with np.load(path, allow_pickle=False) as data:
                 header = json.loads(str(data["header"]))
-                values, nodes, per_prompt = (data[n] if n in data else None for n in ("values", "nodes", "per_prompt"))
+                values, nodes, per_prompt = (
+                    data.get(n, None) for n in ("values", "nodes", "per_prompt")
+                )
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise RunError(
-                f"cannot read the scores: {error}", where=str(path), hint="run the same discover command with --force"
+                f"cannot read the scores: {error}",
+                where=str(path),
+                hint="run the same discover command with --force",
             ) from error
         if header.get("format") != FORMAT or header.get("version") != SCHEMA_VERSION:
             raise RunError(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from circuitfind.config import Ablation, Direction, Level
 from circuitfind.circuit.scores import Scores
+from circuitfind.config import Ablation, Direction, Level
 from circuitfind.model.anatomy import Anatomy
 from circuitfind.model.runs import Runs
 

@@ -140,7 +140,9 @@ class Anatomy:
         """The writers whose output a reader's node feeds: a key/value head serves its group of query heads."""
         if node.kind is not Kind.KV:
             return (node,)
-        return tuple(Node(Kind.HEAD, node.layer, h) for h in range(self.n_heads) if self.kv_of(h) == node.index)
+        return tuple(
+            Node(Kind.HEAD, node.layer, h) for h in range(self.n_heads) if self.kv_of(h) == node.index
+        )
 
     def readers_of(self, node: Node) -> tuple[str, ...]:
         """The names of the readers whose values this writer's output depends on."""
@@ -172,7 +174,9 @@ class Anatomy:
             raise self._no_such(r, self.reader_index)
         i, j = self.writer_index[w], self.reader_index[r]
         if not self.edge_mask[i, j]:
-            raise UsageError(f"this model has no edge {w}->{r}", hint="an edge runs from a writer to a reader above it")
+            raise UsageError(
+                f"this model has no edge {w}->{r}", hint="an edge runs from a writer to a reader above it"
+            )
         return i, j
 
     def row_of(self, node: Node | str) -> int:
@@ -190,7 +194,10 @@ class Anatomy:
     def _no_such(self, name: str, known: Mapping[str, int]) -> UsageError:
         near = nearest(name, known)
         size = f"{self.n_layers} layers of {self.n_heads} heads" + ("" if self.has_mlp else ", no MLPs")
-        return UsageError(f"this model ({size}) has no '{name}'", hint=f"the nearest name is '{near}'" if near else "see `circuitfind show`")
+        return UsageError(
+            f"this model ({size}) has no '{name}'",
+            hint=f"the nearest name is '{near}'" if near else "see `circuitfind show`",
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -51,7 +51,9 @@ class Layer:
     b_k: Float[Tensor, "kv_head d_head"] | None
     b_v: Float[Tensor, "kv_head d_head"] | None
 
-    def project(self, slot: str, normed: Float[Tensor, "patch head token d_model"]) -> Float[Tensor, "patch token hd"]:
+    def project(
+        self, slot: str, normed: Float[Tensor, "patch head token d_model"]
+    ) -> Float[Tensor, "patch token hd"]:
         """Each head's own normalised input through its own columns of W_Q, W_K or W_V, heads side by side."""
         weight = {"q": self.w_q, "k": self.w_k, "v": self.w_v}[slot]
         bias = {"q": self.b_q, "k": self.b_k, "v": self.b_v}[slot]
@@ -119,11 +121,12 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(iter(self.bridge.parameters())).device
+        return torch.device(next(iter(self.bridge.parameters())).device)
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(iter(self.bridge.parameters())).dtype
+        found: torch.dtype = next(iter(self.bridge.parameters())).dtype
+        return found
 
     # Reading the bridge.
 
@@ -156,7 +159,9 @@ class Model:
         post_norm = None
         w_o = _weight(attention.o).T.reshape(n_heads, self.d_head, self.d_model)
         if post_attn is not None:
-            post_norm = read_norm(post_attn.original_component, self.d_model, f"{where}, norm after attention")
+            post_norm = read_norm(
+                post_attn.original_component, self.d_model, f"{where}, norm after attention"
+            )
             if post_norm.kind == "ln" or _bias(attention.o) is not None:
                 raise UnsupportedError(
                     f"{where}: the norm after attention mixes heads in a way that cannot be shared out among them",
@@ -212,7 +217,8 @@ class Model:
         rows = torch.arange(len(tokens), device=tokens.device)
         # Models that do not know the argument return every position.
         at = index if out.shape[1] == len(kept) else answer_positions
-        return out[rows, at]
+        found: Tensor = out[rows, at]
+        return found
 
     def _probe(self, n_heads: int, n_kv_heads: int) -> bool:
         """Prove the identities on random tokens; returns whether blocks are parallel."""
@@ -227,7 +233,11 @@ class Model:
 
             return hook
 
-        hooks = [(site, keep((i, name))) for i, layer in enumerate(self.layers) for name, site in layer.sites.items()]
+        hooks = [
+            (site, keep((i, name)))
+            for i, layer in enumerate(self.layers)
+            for name, site in layer.sites.items()
+        ]
         hooks.append((self.final_site, keep((-1, "final"))))
         with torch.no_grad(), self.hooked(hooks):
             self.logits(tokens, torch.full((2,), length - 1, device=self.device))
@@ -235,11 +245,15 @@ class Model:
         parallel = False
         for i, layer in enumerate(self.layers):
             here = {name: seen[i, name] for name in layer.sites}
-            self._same(stream, here["resid"], f"the writers below block {i} do not sum to the residual stream")
+            self._same(
+                stream, here["resid"], f"the writers below block {i} do not sum to the residual stream"
+            )
             normed = layer.norm(here["resid"])[None, None].flatten(2, 3)
             for slot in ("q", "k", "v"):
                 wanted = here[slot].flatten(0, 1)[None]
-                self._same(layer.project(slot, normed), wanted, f"{slot} of block {i} is not what its weights give")
+                self._same(
+                    layer.project(slot, normed), wanted, f"{slot} of block {i} is not what its weights give"
+                )
             z = layer.scaled(here["z"].unflatten(-1, (n_heads, self.d_head)), here["attn_raw"])
             constant = _bias(list(self.bridge.blocks)[i].attn.o)
             total = torch.einsum("bshe,hed->bsd", z, layer.w_o) + (0 if constant is None else constant)
@@ -248,7 +262,11 @@ class Model:
             if self.has_mlp:
                 parallel = not _close(here["mlp_in"], after)
                 if parallel:
-                    self._same(here["mlp_in"], stream, f"the MLP of block {i} reads neither before nor after attention")
+                    self._same(
+                        here["mlp_in"],
+                        stream,
+                        f"the MLP of block {i} reads neither before nor after attention",
+                    )
                 after = after + here["mlp_out"]
             stream = after
         self._same(stream, seen[-1, "final"], "the writers do not sum to the final residual stream")

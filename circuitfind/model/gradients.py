@@ -10,7 +10,7 @@ shared, ``autograd.grad`` would otherwise give the derivative of the whole strea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +60,9 @@ def take_gradients(
     """One forward and one backward pass at ``tokens``. No gradient is taken of any weight."""
     recorder = WritesRecorder(model)
     leaf: list[Tensor] = []
-    seen: dict[str, list[Tensor]] = {name: [] for name in ("q", "k", "v", "resid", "mlp_in", "attn_out", "mlp_out", "final")}
+    seen: dict[str, list[Tensor]] = {
+        name: [] for name in ("q", "k", "v", "resid", "mlp_in", "attn_out", "mlp_out", "final")
+    }
 
     def start(x: Tensor) -> Tensor:
         leaf.append(x.detach().clone().requires_grad_())
@@ -90,14 +92,18 @@ def take_gradients(
     for name in ("q", "k", "v", "attn_out", "mlp_in", "mlp_out"):
         wanted += seen[name]
     model.passes["backward"] += 1
-    found = torch.autograd.grad(values.sum(), wanted, allow_unused=True)
+    found: Sequence[Tensor | None] = torch.autograd.grad(values.sum(), wanted, allow_unused=True)
     grads = [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True)]
     if not all(bool(torch.isfinite(g).all()) for g in (grads[0], grads[1])):
         raise RunError(
-            "the gradient of the metric is not finite", hint="the model gives NaN or infinite values; check its weights and --dtype"
+            "the gradient of the metric is not finite",
+            hint="the model gives NaN or infinite values; check its weights and --dtype",
         )
     n, rest = len(model.layers), grads[2:]
-    parts = {name: rest[i * n : (i + 1) * n] for i, name in enumerate(("q", "k", "v", "attn_out", "mlp_in", "mlp_out"))}
+    parts = {
+        name: rest[i * n : (i + 1) * n]
+        for i, name in enumerate(("q", "k", "v", "attn_out", "mlp_in", "mlp_out"))
+    }
     return Gradients(
         q=parts["q"],
         k=parts["k"],

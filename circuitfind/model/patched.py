@@ -59,8 +59,8 @@ class PatchedPass:
                 nodes[i] = patch.nodes
             if patch.edges is not None:
                 edges[i] = patch.edges & anatomy.edge_mask
-        self._any_node = nodes.any(0)
-        self._any_edge = edges.any((0, 1))
+        self._any_node = np.asarray(nodes.any(0))
+        self._any_edge = np.asarray(edges.any((0, 1)))
         self._nodes = torch.from_numpy(nodes).to(device)
         # [patch, reader, writer], as the product wants it.
         self._edges = torch.from_numpy(edges.transpose(0, 2, 1).copy()).to(device, model.dtype)
@@ -85,7 +85,7 @@ class PatchedPass:
             out = self._model.logits(
                 tokens.repeat(p, 1), answer_positions.repeat(p), None if mask is None else mask.repeat(p, 1)
             )
-        return out.unflatten(0, (p, self._n_prompts))
+        return torch.unflatten(out, 0, (p, self._n_prompts))
 
     def _hooks(self) -> list[tuple[nn.Module, Hook]]:
         model, anatomy = self._model, self._model.anatomy
@@ -98,9 +98,8 @@ class PatchedPass:
             columns = {s: anatomy.reader_slice(index, s) for s in ("q", "k", "v", "mlp")}
             if any(self._any_edge[columns[s]].any() for s in ("q", "k", "v")):
                 hooks.append((layer.sites["resid"], self._keep_stream))
-                for slot in ("q", "k", "v"):
-                    if self._any_edge[columns[slot]].any():
-                        hooks.append((layer.sites[slot], self._reader(index, slot)))
+                touched = [slot for slot in ("q", "k", "v") if self._any_edge[columns[slot]].any()]
+                hooks += [(layer.sites[slot], self._reader(index, slot)) for slot in touched]
             if edges or self._any_node[heads].any():
                 hooks += [(layer.sites["z"], self._keep_z), (layer.sites["attn_raw"], self._scale_z(index))]
                 hooks.append((layer.sites["attn_out"], self._heads(index)))
@@ -177,7 +176,8 @@ class PatchedPass:
         """What the replaced edges into some readers change in their input, from the writers before them."""
         assert self._delta is not None
         delta = self._delta[:, :before].flatten(2)
-        return torch.bmm(self._edges[:, columns, :before], delta).unflatten(-1, (-1, self._model.d_model))
+        found = torch.bmm(self._edges[:, columns, :before], delta)
+        return torch.unflatten(found, -1, (-1, self._model.d_model))
 
     def _keep_stream(self, x: Tensor) -> None:
         self._stream = self._by_patch(x)

@@ -25,7 +25,7 @@ from circuitfind.model.gradients import Gradients, take_gradients
 from circuitfind.model.patched import Patch, PatchedPass
 from circuitfind.model.writes import Writes, WritesRecorder
 from circuitfind.task.metrics import AnswerBatch, Metric, correct
-from circuitfind.task.pairs import PromptPairs
+from circuitfind.task.pairs import PromptPairs, pad
 
 Side = Literal["clean", "corrupted"]
 MeanOver = Literal["clean", "corrupted", "both"]
@@ -91,7 +91,8 @@ class Runs:
         longest = max(len(pair.clean) for pair in pairs)
         if longest > model.n_ctx:
             raise PromptError(
-                f"a prompt has {longest} tokens, but {model.name} reads at most {model.n_ctx}", hint="shorten the prompts"
+                f"a prompt has {longest} tokens, but {model.name} reads at most {model.n_ctx}",
+                hint="shorten the prompts",
             )
         self.model = model
         self.pairs = pairs
@@ -118,15 +119,14 @@ class Runs:
                 stop += 1
             index = order[start:stop]
             chosen = [self.pairs[int(i)] for i in index]
-            longest, device = int(lengths[index].max()), self.model.device
-            clean, corrupted = _pad([p.clean for p in chosen], longest), _pad([p.corrupted for p in chosen], longest)
-            mask = np.arange(longest)[None, :] < lengths[index][:, None]
+            device = self.model.device
+            clean, corrupted = pad([p.clean for p in chosen]), pad([p.corrupted for p in chosen])
             batches.append(
                 Batch(
                     index=index,
-                    clean=torch.from_numpy(clean).to(device),
-                    corrupted=torch.from_numpy(corrupted).to(device),
-                    mask=None if mask.all() else torch.from_numpy(mask).to(device),
+                    clean=torch.from_numpy(clean.ids).to(device),
+                    corrupted=torch.from_numpy(corrupted.ids).to(device),
+                    mask=None if clean.mask.all() else torch.from_numpy(clean.mask).to(device),
                     answer_positions=torch.tensor([p.answer_position for p in chosen], device=device),
                     answers=answers[[int(i) for i in index]],
                     lengths=lengths[index],
@@ -222,7 +222,9 @@ class Runs:
                     rows = torch.tensor([i for i, k in enumerate(keys) if k == key], device=self.model.device)
                     part = _sum_rows(writes, rows, key[1])
                     old = totals.get(key)
-                    totals[key] = (part, len(rows)) if old is None else (_add(old[0], part), old[1] + len(rows))
+                    totals[key] = (
+                        (part, len(rows)) if old is None else (_add(old[0], part), old[1] + len(rows))
+                    )
         lone = [key for key, (_, count) in totals.items() if count < 2 * len(sides)]
         if lone:
             raise UnsupportedError(
@@ -249,7 +251,11 @@ class Runs:
     # Patched runs.
 
     def patched(
-        self, patches: Sequence[Patch], *, base: Side = "clean", ablation: Ablation | Literal["clean"] = "resample"
+        self,
+        patches: Sequence[Patch],
+        *,
+        base: Side = "clean",
+        ablation: Ablation | Literal["clean"] = "resample",
     ) -> Float[np.ndarray, "patch prompt"]:
         """The metric of every prompt under every patch, as rows of as few passes as fit.
 
@@ -265,7 +271,9 @@ class Runs:
             width = self._rows(tokens.numel(), any(p.edges is not None for p in patches))
             for start in range(0, len(patches), width):
                 some = patches[start : start + width]
-                logits = PatchedPass(self.model, some, ablated).run(tokens, batch.answer_positions, batch.mask)
+                logits = PatchedPass(self.model, some, ablated).run(
+                    tokens, batch.answer_positions, batch.mask
+                )
                 for i, rows in enumerate(logits):
                     self._check_finite(rows, batch)
                     out[start + i, batch.index] = self.metric_of(number, rows).cpu().numpy()
@@ -288,7 +296,8 @@ class Runs:
         """
         if not self.metric.differentiable:
             raise UnsupportedError(
-                f"the metric '{self.metric.name}' has no gradient", hint="use --metric logit-diff, or --method activation-patching"
+                f"the metric '{self.metric.name}' has no gradient",
+                hint="use --metric logit-diff, or --method activation-patching",
             )
         if self.metric.gradient_at_clean_is_zero and side == "clean":
             raise UnsupportedError(
@@ -302,14 +311,6 @@ class Runs:
         found = take_gradients(self.model, batch.tokens(side), batch.answer_positions, batch.mask, metric)
         self._remember((number, side), found.writes)
         return found
-
-
-def _pad(sequences: Sequence[Sequence[int]], length: int) -> Int[np.ndarray, "prompt pos"]:
-    """Token ids padded on the right; the padding repeats token 0, which the mask keeps out."""
-    ids = np.zeros((len(sequences), length), dtype=np.int64)
-    for row, sequence in zip(ids, sequences, strict=True):
-        row[: len(sequence)] = sequence
-    return ids
 
 
 def _sum_rows(writes: Writes, rows: Tensor, length: int) -> Writes:

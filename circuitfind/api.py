@@ -1,0 +1,52 @@
+"""The Python API: ``circuitfind.discover``, with the words of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from circuitfind.pipeline import Discovery
+    from circuitfind.task.spec import TaskSpec
+
+
+def discover(
+    task: str | Path | TaskSpec,
+    model: str | None = None,
+    *,
+    outputs: str | Path | None = None,
+    device: str = "auto",
+    force: bool = False,
+    formats: Sequence[str] = ("svg",),
+    **settings: Any,
+) -> Discovery:
+    """Find a small circuit for a task, with the evidence for it.
+
+    Args:
+        task: A task's name, the path of a YAML file, or a loaded task.
+        model: Zoo name, local folder or hub name; the task's own model if None.
+        outputs: Folder of run folders (default ``outputs``).
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        force: Run finished stages again.
+        formats: Pictures to draw.
+        **settings: Those of ``circuitfind discover``, with underscores: ``method``, ``metric``, ``ablation``,
+            ``direction``, ``counterfactual``, ``faithfulness``, ``edges``, ``threshold``, ``evaluations``, ``count``,
+            ``seed``, ``min_accuracy``, ``drop_bad_pairs``.
+
+    Raises:
+        CircuitfindError: Whatever the command would print; ``hint`` says what to do.
+    """
+    from circuitfind.pipeline import discover_task
+    from circuitfind.settings import resolve
+    from circuitfind.task.spec import TaskSpec, load_task
+
+    spec = task if isinstance(task, TaskSpec) else load_task(task)
+    return discover_task(
+        spec,
+        resolve(spec, model=model, **settings),
+        outputs=outputs,
+        device=device,
+        force=force,
+        formats=tuple(formats),
+    )

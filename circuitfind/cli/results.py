@@ -1,0 +1,209 @@
+"""Commands on what is there: ``list``, ``show``, ``render``. None of them loads a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from circuitfind.cli.common import Screen, common_options, table
+from circuitfind.errors import UsageError
+
+THINGS = ("tasks", "models", "methods", "runs")
+
+
+def complete_runs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of runs, for the shell."""
+    from circuitfind.output.store import Store
+
+    names = ["latest", *(info.name for info in Store(ctx.params.get("outputs")).runs())]
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+outputs_option = click.option(
+    "--outputs",
+    metavar="FOLDER",
+    help="Folder of run folders.  [default: $CIRCUITFIND_OUTPUTS or outputs]",
+)
+
+
+@click.command()
+@click.argument("things", metavar="|".join(THINGS), type=click.Choice(THINGS))
+@outputs_option
+@common_options
+def list_things(screen: Screen, things: str, outputs: str | None) -> None:
+    """List tasks, models, methods or runs."""
+    rows = {"tasks": _tasks, "models": _models, "methods": _methods, "runs": lambda: _runs(outputs)}[things]()
+    hints = {"runs": "no runs yet; make one with: circuitfind discover ioi", "tasks": "no tasks found"}
+
+    def show() -> None:
+        if not rows:
+            screen.out.print(hints.get(things, "nothing"))
+            return
+        shown = table(*rows[0])
+        for row in rows:
+            shown.add_row(*(str(value if value is not None else "") for value in row.values()))
+        screen.out.print(shown, markup=False)
+
+    screen.result({"version": 1, things: rows}, show)
+
+
+def _tasks() -> list[dict[str, Any]]:
+    from circuitfind.errors import CircuitfindError
+    from circuitfind.task.spec import find_tasks, load_task
+
+    found = []
+    for name, path in find_tasks().items():
+        try:
+            spec = load_task(path)
+            found.append({"task": name, "model": spec.model, "description": spec.description})
+        except CircuitfindError as error:
+            found.append({"task": name, "model": "", "description": f"damaged: {error.what}"})
+    return found
+
+
+def _models() -> list[dict[str, Any]]:
+    from circuitfind.zoo import ZOO
+
+    rows: list[dict[str, Any]] = [{"model": name, "description": text} for name, text in ZOO.items()]
+    rows.append(
+        {"model": "FOLDER", "description": "a local folder in Hugging Face or TransformerLens format"}
+    )
+    rows.append(
+        {
+            "model": "HUB NAME",
+            "description": "such as gpt2 or EleutherAI/pythia-160m; needs the network or a filled cache",
+        }
+    )
+    return rows
+
+
+def _methods() -> list[dict[str, Any]]:
+    from circuitfind.methods import METHODS
+
+    return [
+        {"method": n, "scores": e.level, "description": e.summary, "source": e.source}
+        for n, e in METHODS.items()
+    ]
+
+
+def _runs(outputs: str | None) -> list[dict[str, Any]]:
+    from circuitfind.output.store import Store
+
+    return [
+        {
+            "run": info.name,
+            "status": info.status,
+            "task": info.task,
+            "model": info.model,
+            "started": info.started[:19].replace("T", " "),
+            "note": info.problem,
+        }
+        for info in Store(outputs).runs()
+    ]
+
+
+@click.command()
+@click.argument("run", default="latest", shell_complete=complete_runs)
+@click.option("--nodes", is_flag=True, help="Every node of the circuit with its score.")
+@click.option("--edges", is_flag=True, help="Every edge of the circuit with its score.")
+@click.option(
+    "--top", type=int, metavar="N", help="The N strongest of all nodes or edges, in the circuit or not."
+)
+@outputs_option
+@common_options
+def show(screen: Screen, run: str, nodes: bool, edges: bool, top: int | None, outputs: str | None) -> None:
+    """Show what RUN found (its name, the beginning of it, its folder, or `latest`)."""
+    from circuitfind.cli.discover import show_summary
+    from circuitfind.output.store import Store
+    from circuitfind.summary import stored
+
+    if top is not None and top < 1:
+        raise UsageError(f"the {top} strongest are none", hint="give at least 1")
+    found = stored(Store(outputs).find(run))
+    circuit = found.circuit
+    data: dict[str, Any] = {"version": 1, **found.summary}
+    if top is not None:
+        scores = found.scores
+        strongest = scores.top_edges(top) if scores.level == "edge" else scores.top_nodes(top)
+        inside = {str(e) for e in circuit.edges} | {str(n) for n in circuit.nodes}
+        data["top"] = [{"name": str(p), "score": s, "in_circuit": str(p) in inside} for p, s in strongest]
+    full = circuit.as_dict()
+    data |= {"nodes": full["nodes"]} if nodes else {}
+    data |= {"edges": full["edges"]} if edges else {}
+
+    def print_all() -> None:
+        show_summary(screen, found.summary, circuit)
+        screen.out.print(f"  status        {found.status}", markup=False)
+        for key in ("nodes", "edges", "top"):
+            if key in data:
+                screen.out.print()
+                shown = table(key if key != "top" else "strongest", "score", "", right=("score",))
+                for row in sorted(data[key], key=lambda row: -abs(row["score"] or 0.0)):
+                    mark = row.get("role") or ("in the circuit" if row.get("in_circuit") else "")
+                    shown.add_row(row["name"], "" if row["score"] is None else f"{row['score']:+.4f}", mark)
+                screen.out.print(shown, markup=False)
+
+    screen.result(data, print_all)
+
+
+@click.command(name="render")
+@click.argument("run", default="latest", shell_complete=complete_runs)
+@click.option(
+    "--format",
+    "formats",
+    metavar="NAME",
+    multiple=True,
+    default=("svg",),
+    show_default=True,
+    help="svg, png, pdf or dot; may be repeated.",
+)
+@click.option(
+    "--to", metavar="FILE", help="Write there instead of into the run folder (one format, by its ending)."
+)
+@click.option("--title", metavar="TEXT", help="A title instead of task and model.")
+@click.option(
+    "--caption/--no-caption", default=True, show_default=True, help="The conditions below the picture."
+)
+@click.option(
+    "--legend/--no-legend", default=True, show_default=True, help="What shapes, colours and widths mean."
+)
+@outputs_option
+@common_options
+def render_run(
+    screen: Screen,
+    run: str,
+    formats: tuple[str, ...],
+    to: str | None,
+    title: str | None,
+    caption: bool,
+    legend: bool,
+    outputs: str | None,
+) -> None:
+    """Draw the circuit of RUN."""
+    from circuitfind.output.dot import to_dot
+    from circuitfind.output.draw import render
+    from circuitfind.output.files import write_atomic
+    from circuitfind.output.store import Store
+    from circuitfind.summary import stored
+
+    found = stored(Store(outputs).find(run))
+    text = to_dot(found.circuit, title=title, caption=caption, legend=legend)
+    target = Path(to) if to else found.folder / "circuit"
+    if to:
+        formats = (target.suffix.removeprefix("."),)
+        if not formats[0]:
+            raise UsageError(
+                f"'{to}' has no ending that names a format",
+                hint="such as figure.svg, figure.pdf or figure.dot",
+            )
+    written = [write_atomic(target.with_suffix(".dot"), text)] if "dot" in formats else []
+    drawn = tuple(name for name in formats if name != "dot")
+    written += render(text, target, drawn) if drawn else []
+    lines = "\n".join(str(path) for path in written)
+    screen.result(
+        {"version": 1, "files": [str(path) for path in written]},
+        lambda: screen.out.print(lines, markup=False),
+    )

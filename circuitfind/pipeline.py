@@ -1,0 +1,414 @@
+"""From a task to a verified circuit: the stages, in order, each reused when nothing that it depends on has changed.
+
+    prompts    draw and align the pairs, run the clean prompts, leave out those that the model answers wrongly
+    scores     run the method
+    circuit    prune, evaluate under two ablations
+    pictures   draw
+
+The model is loaded when a stage needs it and not before; a run whose stages are all finished loads nothing. Torch is
+imported with it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+import circuitfind
+from circuitfind.circuit.graph import Circuit, Conditions, from_mask
+from circuitfind.circuit.scores import Scores
+from circuitfind.config import SCHEMA_VERSION, Ablation
+from circuitfind.errors import PromptError, UnsupportedError
+from circuitfind.model.identity import identity
+from circuitfind.output.dot import to_dot
+from circuitfind.output.draw import dot_binary, install_hint, render
+from circuitfind.output.store import Run, Stage, Store, stage_key
+from circuitfind.settings import Settings
+from circuitfind.summary import compare_with_known, known_roles, summarise
+from circuitfind.task.spec import TaskSpec
+
+if TYPE_CHECKING:
+    from circuitfind.model.bridge import Model
+    from circuitfind.model.runs import Runs
+    from circuitfind.task.pairs import PromptPairs
+
+STAGES = ("prompts", "scores", "circuit", "pictures")
+
+
+class Reporter(Protocol):
+    """Hears what the pipeline does. The command line shows it; the Python API is silent."""
+
+    def stage(self, name: str, state: str, detail: str = "") -> None:
+        """A stage is ``running``, ``finished`` or ``reused``."""
+
+    def progress(self, rows: int) -> None:
+        """So many patched rows more are done."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def stage(self, name: str, state: str, detail: str = "") -> None: ...
+
+    def progress(self, rows: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What ``discover`` returns.
+
+    Attributes:
+        circuit: With its evaluations.
+        folder: The run folder; every file is in it.
+        summary: The numbers that the command prints, as plain data.
+    """
+
+    circuit: Circuit
+    folder: Path
+    summary: Mapping[str, Any]
+
+    @cached_property
+    def scores(self) -> Scores:
+        """The scores of every node or edge."""
+        return Scores.load(self.folder / "scores.npz")
+
+
+@dataclass
+class Session:
+    """What the stages of one run share; loads the model when first asked for it."""
+
+    spec: TaskSpec
+    settings: Settings
+    device: str = "auto"
+    reporter: Reporter = field(default_factory=Silent)
+    known_identity: str | None = None
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of the model's weights."""
+        return self.known_identity or identity(self.settings.model) or self.model.fingerprint
+
+    @cached_property
+    def model(self) -> Model:
+        from circuitfind.model.load import load_model
+
+        return load_model(self.settings.model, device=self.device)
+
+    @cached_property
+    def all_pairs(self) -> PromptPairs:
+        """Every pair that lines up, rightly answered or not."""
+        from circuitfind.task.prompts import make_pairs
+        from circuitfind.zoo import is_zoo
+
+        zoo_pairs = None
+        if (
+            self.spec.prompts.zoo is not None
+            and is_zoo(self.settings.model)
+            and self.settings.model != "mini"
+        ):
+            from circuitfind.model.load import planted
+
+            zoo_pairs = planted(self.settings.model).pairs(self.settings.count or 64, self.settings.seed)
+        return make_pairs(
+            self.spec,
+            self.model.tokenizer,
+            counterfactual=self.settings.counterfactual,
+            count=self.settings.count,
+            seed=self.settings.seed,
+            drop_bad_pairs=self.settings.drop_bad_pairs,
+            zoo_pairs=zoo_pairs,
+            n_vocab=self.model.n_vocab,
+        )
+
+    def runs_of(self, pairs: PromptPairs) -> Runs:
+        from circuitfind.model.runs import Runs
+        from circuitfind.task.metrics import get_metric
+
+        metric, over = get_metric(self.settings.metric), self.spec.mean_over
+        return Runs(self.model, pairs, metric, mean_over=over, progress=self.reporter.progress)
+
+    kept: list[int] = field(default_factory=list)
+
+    @cached_property
+    def runs(self) -> Runs:
+        """Runs of the pairs that the model answers rightly (``kept``)."""
+        return self.runs_of(self.all_pairs.subset(self.kept))
+
+    def passes(self) -> dict[str, int]:
+        return dict(self.model.passes)
+
+
+def task_hash(spec: TaskSpec) -> str:
+    """Hash of what a task says, its prompt file included."""
+    content: list[Any] = [json.loads(spec.model_dump_json(by_alias=True))]
+    if spec.prompts.file is not None and spec.path is not None:
+        path = spec.path.parent / Path(spec.prompts.file).expanduser()
+        if path.is_file():
+            content.append(path.read_bytes().hex())
+    return stage_key(content)
+
+
+def discover_task(
+    spec: TaskSpec,
+    settings: Settings,
+    *,
+    outputs: Path | str | None = None,
+    device: str = "auto",
+    force: bool = False,
+    formats: tuple[str, ...] = ("svg",),
+    reporter: Reporter | None = None,
+) -> Discovery:
+    """Run what is not finished yet and return the circuit.
+
+    Args:
+        spec: The task.
+        settings: What ``settings.resolve`` made of flags and task.
+        outputs: Folder of run folders.
+        device: Where the model runs.
+        force: Run every stage again.
+        formats: Pictures to draw; empty for none.
+        reporter: Hears of progress.
+    """
+    session = Session(spec, settings, device, reporter or Silent())
+    run = Store(outputs).open(spec.name, settings.model, configuration(session))
+    with run:
+        return _Stages(session, run, force=force).all(formats)
+
+
+def configuration(session: Session) -> dict[str, Any]:
+    """What names a run folder: task, model and settings, by content."""
+    return {
+        "settings": session.settings.as_dict(),
+        "task_hash": task_hash(session.spec),
+        "model_hash": session.identity,
+        "version": circuitfind.__version__,
+    }
+
+
+class _Stages:
+    """The stages of one run, each with the key of everything that it depends on."""
+
+    def __init__(self, session: Session, run: Run, *, force: bool) -> None:
+        self.session, self.run, self.force = session, run, force
+        self.reporter = session.reporter
+
+    def all(self, formats: tuple[str, ...]) -> Discovery:
+        keys = stage_keys(self.session)
+        self.run.record(
+            hashes={"task": task_hash(self.session.spec), "model": self.session.identity},
+            seeds={"prompts": self.session.settings.seed, "bootstrap": 0},
+        )
+        prompts = self._stage("prompts", keys["prompts"], self._prompts)
+        facts = prompts.facts
+        self.session.kept = list(facts["kept"])
+        scores_stage = self._stage("scores", keys["scores"], self._scores)
+        scores = Scores.load(scores_stage.files["scores.npz"])
+        circuit_stage = self._stage("circuit", keys["circuit"], lambda: self._circuit(scores, facts))
+        circuit = Circuit.load(circuit_stage.files["circuit.json"])
+        pictures = self._pictures(circuit, formats, stage_key(keys["circuit"], formats))
+        if "model" in vars(self.session):
+            model = self.session.model
+            self.run.record(device=str(model.device), dtype=str(model.dtype).removeprefix("torch."))
+        stages = {"prompts": prompts, "scores": scores_stage, "circuit": circuit_stage}
+        return Discovery(circuit, self.run.path, summarise(circuit, stages, pictures, self.run.path))
+
+    def _stage(
+        self, name: str, key: str, work: Callable[[], tuple[dict[str, bytes | str], dict[str, Any]]]
+    ) -> Stage:
+        found = None if self.force else self.run.stage(name, key)
+        if found is not None:
+            self.reporter.stage(name, "reused", "nothing that it depends on has changed")
+            return found
+        self.reporter.stage(name, "running")
+        loaded = "model" in vars(self.session)
+        before = self.session.passes() if loaded else {"forward": 0, "backward": 0}
+        start = time.perf_counter()
+        files, facts = work()
+        seconds = time.perf_counter() - start
+        after = self.session.passes() if "model" in vars(self.session) else before
+        facts = {
+            **facts,
+            "seconds": round(seconds, 3),
+            "forward_passes": after["forward"] - before["forward"],
+            "backward_passes": after["backward"] - before["backward"],
+        }
+        stage = self.run.finish_stage(name, key, files, facts)
+        self.reporter.stage(name, "finished", f"{seconds:.1f} s")
+        return stage
+
+    # Each returns files and facts.
+
+    def _prompts(self) -> tuple[dict[str, bytes | str], dict[str, Any]]:
+        session, settings = self.session, self.session.settings
+        pairs = session.all_pairs
+        runs = session.runs_of(pairs)
+        right = runs.answered_rightly
+        accuracy = float(right.mean())
+        if accuracy < settings.min_accuracy:
+            raise _too_inaccurate(session, pairs, right, runs.clean)
+        kept = [int(i) for i in np.flatnonzero(right)]
+        for text in pairs.notes:
+            self.reporter.note(text)
+        if len(kept) < len(pairs):
+            self.reporter.note(
+                f"{len(pairs) - len(kept)} of {len(pairs)} pairs left out: the model answers them wrongly"
+            )
+        lines = [
+            json.dumps(
+                {
+                    "clean": pair.clean_text or list(pair.clean),
+                    "corrupted": pair.corrupted_text or list(pair.corrupted),
+                    "clean_tokens": list(pair.clean),
+                    "corrupted_tokens": list(pair.corrupted),
+                    "answer": list(pair.answer),
+                    "wrong": list(pair.wrong),
+                    "answer_position": pair.answer_position,
+                    "positions": dict(pair.positions),
+                    "metric": round(float(runs.clean[i]), 6),
+                    "kept": bool(right[i]),
+                    "where": pair.where,
+                },
+                ensure_ascii=False,
+            )
+            for i, pair in enumerate(pairs)
+        ]
+        facts = {
+            "kept": kept,
+            "aligned": len(pairs),
+            "dropped_unaligned": len(pairs.dropped),
+            "answered_wrongly": len(pairs) - len(kept),
+            "accuracy": accuracy,
+            "counterfactual": pairs.counterfactual,
+            "left_out": {slot: list(values) for slot, values in pairs.left_out.items()},
+            "notes": list(pairs.notes),
+            "content_hash": pairs.content_hash(),
+        }
+        return {"prompts.jsonl": "\n".join(lines) + "\n"}, facts
+
+    def _scores(self) -> tuple[dict[str, bytes | str], dict[str, Any]]:
+        from circuitfind.methods import get_method
+
+        settings = self.session.settings
+        method = get_method(settings.method)
+        scores = method.run(self.session.runs, ablation=settings.ablation, direction=settings.direction)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **scores.arrays())  # type: ignore[arg-type]  # numpy's stub takes no str arrays
+        return {"scores.npz": buffer.getvalue()}, {"level": scores.level, **scores.facts}
+
+    def _circuit(
+        self, scores: Scores, prompts: Mapping[str, Any]
+    ) -> tuple[dict[str, bytes | str], dict[str, Any]]:
+        from circuitfind.circuit.evaluate import Evaluator
+        from circuitfind.circuit.prune import prune
+
+        session, settings = self.session, self.session.settings
+        evaluator = Evaluator(session.runs, settings.ablation)
+        pruned = prune(
+            scores,
+            settings.rule,
+            evaluator,
+            direction=settings.direction,
+            report=lambda text: self.reporter.stage("circuit", "running", text),
+        )
+        evaluations = [evaluator.evaluate(pruned.mask)]
+        notes = []
+        for other in _other_ablations(settings.ablation):
+            try:
+                evaluations.append(Evaluator(session.runs, other).evaluate(pruned.mask))
+                break
+            except UnsupportedError as error:
+                notes.append(error.what)
+        conditions = Conditions(
+            task=session.spec.name,
+            model=settings.model,
+            method=settings.method,
+            metric=settings.metric,
+            ablation=settings.ablation,
+            direction=settings.direction,
+            counterfactual=prompts["counterfactual"],
+            rule=str(settings.rule),
+        )
+        circuit = from_mask(
+            scores.anatomy,
+            pruned.mask,
+            conditions,
+            edge_values=scores.values if scores.level == "edge" else None,
+            node_values=scores.node_values,
+            evaluations=evaluations,
+            roles=known_roles(session.spec, settings.model),
+        )
+        facts = {
+            "prefix": pruned.prefix,
+            "minimal": pruned.minimal,
+            "evaluations": pruned.evaluations,
+            "notes": notes,
+            "known": compare_with_known(session.spec, settings, circuit),
+        }
+        text = json.dumps(circuit.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        return {"circuit.json": text + "\n"}, facts
+
+    def _pictures(self, circuit: Circuit, formats: tuple[str, ...], key: str) -> list[Path]:
+        if not formats:
+            return []
+        if dot_binary() is None:
+            path = self.run.write("circuit.dot", to_dot(circuit))
+            self.reporter.note(f"no picture drawn: Graphviz's 'dot' is missing ({install_hint()})")
+            return [path]
+
+        def draw() -> tuple[dict[str, bytes | str], dict[str, Any]]:
+            text = to_dot(circuit)
+            files: dict[str, bytes | str] = {"circuit.dot": text}
+            for path in render(text, self.run.path / "circuit", formats):
+                files[path.name] = path.read_bytes()
+            return files, {}
+
+        stage = self._stage("pictures", key, draw)
+        return [stage.files[f"circuit.{name}"] for name in formats]
+
+
+def stage_keys(session: Session) -> dict[str, str]:
+    """What each stage depends on, as a hash; a later stage depends on what the earlier ones do."""
+    settings = session.settings
+    common = [SCHEMA_VERSION, circuitfind.__version__, task_hash(session.spec), session.identity]
+    chosen = replace(settings, method="", direction="noising", ablation="resample").as_dict() | {"rule": None}
+    prompts = stage_key(common, chosen)
+    scores = stage_key(prompts, settings.method, settings.ablation, settings.direction)
+    return {"prompts": prompts, "scores": scores, "circuit": stage_key(scores, vars(settings.rule))}
+
+
+def _other_ablations(used: Ablation) -> Iterator[Ablation]:
+    """Which other ablation to hold a circuit to: the next of these that the prompts allow."""
+    order: tuple[Ablation, ...] = ("mean", "resample", "zero")
+    yield from (a for a in order if a != used)
+
+
+def _too_inaccurate(
+    session: Session, pairs: PromptPairs, right: np.ndarray, values: np.ndarray
+) -> PromptError:
+    wrong = [int(i) for i in np.flatnonzero(~right)[:5]]
+    piece = session.model.tokenizer.piece if session.model.tokenizer is not None else str
+    shown = [
+        f"{pairs[i].where}: '{pairs[i].clean_text or list(pairs[i].clean)}' wants {'|'.join(map(piece, pairs[i].answer[:4]))}, "
+        f"metric {values[i]:.3g}"
+        for i in wrong
+    ]
+    return PromptError(
+        f"{session.settings.model} answers {right.mean():.0%} of the {len(pairs)} clean prompts rightly, "
+        f"below the {session.settings.min_accuracy:.0%} that the task asks for: it does not do this task",
+        where=str(session.spec.path or session.spec.name),
+        details=shown,
+        hint="use another model or prompts; to look all the same, lower --min-accuracy (wrongly answered pairs are left out)",
+    )

@@ -1,0 +1,99 @@
+"""What a run does, resolved: flags over the task file over defaults. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from circuitfind.circuit.rule import Rule
+from circuitfind.config import ABLATIONS, DEFAULT_TARGET, DIRECTIONS, Ablation, Direction
+from circuitfind.errors import UsageError, did_you_mean
+from circuitfind.methods import METHODS
+from circuitfind.task.spec import TaskSpec
+
+DEFAULT_METHOD = "eap"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the result of a run, except the task's prompts and the model's weights."""
+
+    task: str
+    model: str
+    method: str
+    metric: str
+    ablation: Ablation
+    mean_over: str
+    direction: Direction
+    counterfactual: str | None
+    rule: Rule
+    count: int | None
+    seed: int
+    min_accuracy: float
+    drop_bad_pairs: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def resolve(
+    spec: TaskSpec,
+    *,
+    model: str | None = None,
+    method: str | None = None,
+    metric: str | None = None,
+    ablation: str | None = None,
+    direction: str | None = None,
+    counterfactual: str | None = None,
+    faithfulness: float | None = None,
+    edges: int | None = None,
+    threshold: float | None = None,
+    evaluations: int = 2000,
+    count: int | None = None,
+    seed: int | None = None,
+    min_accuracy: float | None = None,
+    drop_bad_pairs: bool = False,
+) -> Settings:
+    """Settings of one run; what is None comes from the task.
+
+    Raises:
+        UsageError: An unknown name or a value out of range.
+    """
+    if faithfulness is None and edges is None and threshold is None:
+        faithfulness = DEFAULT_TARGET
+    method = method or DEFAULT_METHOD
+    if method not in METHODS:
+        raise UsageError(f"no method is named '{method}'", hint=did_you_mean(method, METHODS))
+    if min_accuracy is not None and not 0 <= min_accuracy <= 1:
+        raise UsageError(f"an accuracy of {min_accuracy} does not exist", hint="give a share between 0 and 1")
+    if count is not None and count < 1:
+        raise UsageError(f"{count} prompt pairs are none", hint="give at least 1")
+    known = spec.counterfactuals
+    if counterfactual is not None and spec.prompts.file is None and counterfactual not in known:
+        raise UsageError(
+            f"task {spec.name} has no counterfactual '{counterfactual}'",
+            hint=did_you_mean(counterfactual, known),
+        )
+    return Settings(
+        task=spec.name,
+        model=model or spec.model,
+        method=method,
+        metric=_one_of(
+            "metric", metric or spec.metric, ("logit-diff", "prob-diff", "log-prob", "kl", "accuracy")
+        ),
+        ablation=_one_of("ablation", ablation or spec.ablation, ABLATIONS),  # type: ignore[arg-type]  # checked by it
+        mean_over=spec.mean_over,
+        direction=_one_of("direction", direction or spec.direction, DIRECTIONS),  # type: ignore[arg-type]  # likewise
+        counterfactual=counterfactual,
+        rule=Rule(faithfulness, edges, threshold, evaluations),
+        count=count if count is not None else spec.count,
+        seed=seed if seed is not None else spec.seed,
+        min_accuracy=spec.min_accuracy if min_accuracy is None else min_accuracy,
+        drop_bad_pairs=drop_bad_pairs,
+    )
+
+
+def _one_of(what: str, value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise UsageError(f"no {what} is named '{value}'", hint=did_you_mean(value, known))
+    return value
