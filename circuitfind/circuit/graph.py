@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,13 @@ class Circuit:
     roles: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "edges", tuple(sorted(set(self.edges), key=lambda e: e.order)))
-        for name in ("edge_scores", "node_scores", "roles"):
+        # A key of a query head is one of its key/value head: one edge, one name, one score.
+        named = {edge: _canonical(self.anatomy, edge) for edge in self.edges}
+        names = {str(given): str(edge) for given, edge in named.items()}
+        scores = {names.get(name, name): score for name, score in self.edge_scores.items()}
+        object.__setattr__(self, "edges", tuple(sorted(set(named.values()), key=lambda e: e.order)))
+        object.__setattr__(self, "edge_scores", scores)
+        for name in ("node_scores", "roles"):
             object.__setattr__(self, name, dict(getattr(self, name)))
         for edge in self.edges:
             self.anatomy.index_of(edge)
@@ -305,6 +310,15 @@ def connected(anatomy: Anatomy, mask: Bool[np.ndarray, "writer reader"]) -> Bool
             useful_readers.update(anatomy.readers_of(anatomy.writers[row]))
     readable = np.array([name in useful_readers for name in anatomy.reader_names])
     return np.asarray(kept & readable[None, :] & to_logits[:, None])
+
+
+def _canonical(anatomy: Anatomy, edge: Edge) -> Edge:
+    """``a0.h0->a1.h3<k>`` is ``a0.h0->a1.kv1<k>`` where key/value heads are shared."""
+    receiver = edge.receiver
+    if not anatomy.grouped or receiver.kind is not Kind.HEAD or edge.slot not in ("k", "v"):
+        return edge
+    shared = replace(receiver, kind=Kind.KV, index=anatomy.kv_of(receiver.index))
+    return replace(edge, receiver=shared)
 
 
 def _finite(value: float | None) -> float | None:

@@ -22,16 +22,12 @@ def complete_runs(ctx: click.Context, param: click.Parameter, incomplete: str) -
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
-outputs_option = click.option(
-    "--outputs",
-    metavar="FOLDER",
-    help="Folder of run folders.  [default: $CIRCUITFIND_OUTPUTS or outputs]",
-)
+OUTPUTS_HELP = "Folder of run folders.  [default: $CIRCUITFIND_OUTPUTS or outputs]"
 
 
 @click.command()
 @click.argument("things", metavar="|".join(THINGS), type=click.Choice(THINGS))
-@outputs_option
+@click.option("--outputs", metavar="FOLDER", help=OUTPUTS_HELP)
 @common_options
 def list_things(screen: Screen, things: str, outputs: str | None) -> None:
     """List tasks, models, methods or runs."""
@@ -112,7 +108,7 @@ def _runs(outputs: str | None) -> list[dict[str, Any]]:
 @click.option(
     "--top", type=int, metavar="N", help="The N strongest of all nodes or edges, in the circuit or not."
 )
-@outputs_option
+@click.option("--outputs", metavar="FOLDER", help=OUTPUTS_HELP)
 @common_options
 def show(screen: Screen, run: str, nodes: bool, edges: bool, top: int | None, outputs: str | None) -> None:
     """Show what RUN found (its name, the beginning of it, its folder, or `latest`)."""
@@ -170,7 +166,7 @@ def show(screen: Screen, run: str, nodes: bool, edges: bool, top: int | None, ou
 @click.option(
     "--legend/--no-legend", default=True, show_default=True, help="What shapes, colours and widths mean."
 )
-@outputs_option
+@click.option("--outputs", metavar="FOLDER", help=OUTPUTS_HELP)
 @common_options
 def render_run(
     screen: Screen,
