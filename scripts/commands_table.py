@@ -1,0 +1,72 @@
+"""Write the table of commands and the pages of their options from the code: README.md and docs/commands.md.
+
+python scripts/commands_table.py            write
+python scripts/commands_table.py --check    exit 1 if they are stale (the tests do this)
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from circuitfind.cli import COMMANDS, group
+
+ROOT = Path(__file__).resolve().parent.parent
+START, END = "<!-- commands: made by scripts/commands_table.py -->", "<!-- /commands -->"
+
+
+def table() -> str:
+    """One row for each command."""
+    rows = ["| command | what it does |", "| --- | --- |"]
+    context = click.Context(group, info_name="circuitfind")
+    for name, (_, text) in COMMANDS.items():
+        command = group.get_command(context, name)
+        assert command is not None
+        words = [p.make_metavar(context) for p in command.params if isinstance(p, click.Argument)]
+        usage = " ".join(["circuitfind", name, *words]).replace("|", "\\|")
+        rows.append(f"| `{usage}` | {text} |")
+    return "\n".join(rows)
+
+
+def pages() -> str:
+    """The help page of each command."""
+    parts = ["# Commands", "", "What `--help` says of each command. Made by scripts/commands_table.py.", ""]
+    context = click.Context(group, info_name="circuitfind", max_content_width=100, terminal_width=100)
+    for name in COMMANDS:
+        command = group.get_command(context, name)
+        assert command is not None
+        inner = click.Context(
+            command, info_name=name, parent=context, max_content_width=100, terminal_width=100
+        )
+        parts += [f"## {name}", "", "```", command.get_help(inner), "```", ""]
+    return "\n".join(parts)
+
+
+def wanted() -> dict[Path, str]:
+    """What each file should hold."""
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    head, rest = text.split(START)
+    return {
+        readme: f"{head}{START}\n{table()}\n{END}{rest.split(END)[1]}",
+        ROOT / "docs" / "commands.md": pages(),
+    }
+
+
+def main() -> int:
+    """Write the files, or compare them."""
+    stale = []
+    for path, text in wanted().items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(path)
+            if "--check" not in sys.argv:
+                path.write_text(text, encoding="utf-8")
+    for path in stale:
+        print(f"{'stale' if '--check' in sys.argv else 'written'}: {path.relative_to(ROOT)}")
+    return 1 if stale and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

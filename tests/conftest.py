@@ -1,0 +1,68 @@
+"""What every test stands on: no network, few threads, a known seed, and shapes that are checked while the code runs."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports huggingface_hub, which reads them once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from beartype import BeartypeConf, beartype
+from beartype.roar import BeartypeDecorHintPep3119Exception
+from jaxtyping import install_import_hook
+
+_checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float too, as for mypy
+
+
+def check_types(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Check a function's annotations, shapes included, at each call."""
+    try:
+        return _checked(function)
+    except (
+        BeartypeDecorHintPep3119Exception
+    ):  # a protocol without isinstance, such as pydantic's ValidationInfo
+        return function
+
+
+# Before anything imports circuitfind. The name of this module under pytest is not known before it runs.
+install_import_hook("circuitfind", f"{__name__}.check_types")
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="there is no GPU here"))
+
+
+@pytest.fixture(autouse=True)
+def seed_everything() -> None:
+    """No test depends on which tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 (libraries draw from it)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def models_dir() -> Path:
+    """The folder of trained local models that CIRCUITFIND_MODELS names; without it the test is skipped."""
+    named = os.environ.get("CIRCUITFIND_MODELS")
+    if not named:
+        pytest.skip("CIRCUITFIND_MODELS names no folder of models")
+    folder = Path(named)
+    assert folder.is_dir(), f"CIRCUITFIND_MODELS={named} is no folder"
+    return folder
