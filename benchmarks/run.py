@@ -4,12 +4,12 @@
     make bench ARGS="eap --repeats 9"  one job
 
 Both sides run in one process, in turns, and the figure is the ratio of their fastest CPU times: a busy machine disturbs
-both alike. Memory is the peak of a fresh process for each side, beyond the loaded model. To add a peer, add a function to ``SIDES``.
+both alike. Memory is the peak of a fresh process for each side, beyond the loaded model. To add a peer, add a function
+to ``SIDES``.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -76,7 +76,8 @@ def eap(folder: Path) -> Callable[[], None]:
     model = load_model(str(folder), device="cpu")
     rows = zip(*tokens(model.n_vocab), strict=True)
     pairs = PromptPairs(
-        tuple(PromptPair(tuple(a), tuple(b), (1,), (2,), TOKENS - 1, {}, "", "", "", "") for a, b in rows), "random"
+        tuple(PromptPair(tuple(a), tuple(b), (1,), (2,), TOKENS - 1, {}, "", "", "", "") for a, b in rows),
+        "random",
     )
 
     def run() -> None:
@@ -145,12 +146,16 @@ def main(jobs: tuple[str, ...], repeats: int, shape: str) -> None:
         times = measure(folder, ["floor", *names], repeats)
         memory = {name: peak(folder, name) if sys.platform == "linux" else float("nan") for name in times}
     best = min(times["floor"])
-    print(f"{shape}, {PAIRS} pairs of {TOKENS} tokens, fp32, one thread, {repeats} turns; floor = 2 forward + 1 backward")
+    print(
+        f"{shape}, {PAIRS} pairs of {TOKENS} tokens, fp32, one thread, {repeats} turns; floor = 2 forward + 1 backward"
+    )
     print(f"{'job':<8}{'CPU s':>8}{'ratio':>8}{'median':>8}{'extra MB':>10}{'over floor':>12}")
     for name, seconds in times.items():
         middle = sorted(seconds)[len(seconds) // 2] / sorted(times["floor"])[len(seconds) // 2]
         extra, over = memory[name], memory[name] - memory["floor"]
-        print(f"{name:<8}{min(seconds):>8.2f}{min(seconds) / best:>8.2f}{middle:>8.2f}{extra:>10.0f}{over:>12.0f}")
+        print(
+            f"{name:<8}{min(seconds):>8.2f}{min(seconds) / best:>8.2f}{middle:>8.2f}{extra:>10.0f}{over:>12.0f}"
+        )
 
 
 if __name__ == "__main__":

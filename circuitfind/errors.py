@@ -8,6 +8,7 @@
     |  +- ModelError          2   a model that cannot be found or read
     |  +- UnsupportedError    2   a combination that would give wrong numbers
     +- RunError               3   a run that started and could not finish
+    +- Interrupted          130   stopped by Ctrl-C
 
 Each carries ``what`` happened, ``where`` (file, line, key) and a ``hint``: what to do next.
 """
@@ -87,6 +88,12 @@ class UnsupportedError(UsageError):
 
 class RunError(CircuitfindError):
     """A run that started and could not finish."""
+
+
+class Interrupted(CircuitfindError):
+    """Stopped by the user; only ever told, never raised."""
+
+    exit_code = INTERRUPTED
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -15,55 +15,29 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import circuitfind
 from circuitfind.circuit.graph import Circuit, Conditions, from_mask
 from circuitfind.circuit.scores import Scores
-from circuitfind.config import SCHEMA_VERSION, Ablation
+from circuitfind.config import Ablation
 from circuitfind.errors import PromptError, UnsupportedError
-from circuitfind.model.identity import identity
 from circuitfind.output.dot import to_dot
 from circuitfind.output.draw import dot_binary, install_hint, render
 from circuitfind.output.store import Run, Stage, Store, stage_key
+from circuitfind.session import Reporter, Session, Silent, configuration, stage_keys, task_hash
 from circuitfind.settings import Settings
 from circuitfind.summary import compare_with_known, known_roles, summarise
 from circuitfind.task.spec import TaskSpec
 
 if TYPE_CHECKING:
-    from circuitfind.model.bridge import Model
-    from circuitfind.model.runs import Runs
     from circuitfind.task.pairs import PromptPairs
 
 STAGES = ("prompts", "scores", "circuit", "pictures")
-
-
-class Reporter(Protocol):
-    """Hears what the pipeline does. The command line shows it; the Python API is silent."""
-
-    def stage(self, name: str, state: str, detail: str = "") -> None:
-        """A stage is ``running``, ``finished`` or ``reused``."""
-
-    def progress(self, rows: int) -> None:
-        """So many patched rows more are done."""
-
-    def note(self, text: str) -> None:
-        """Something that the user should know."""
-
-
-class Silent:
-    """A reporter that says nothing."""
-
-    def stage(self, name: str, state: str, detail: str = "") -> None: ...
-
-    def progress(self, rows: int) -> None: ...
-
-    def note(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -84,81 +58,6 @@ class Discovery:
     def scores(self) -> Scores:
         """The scores of every node or edge."""
         return Scores.load(self.folder / "scores.npz")
-
-
-@dataclass
-class Session:
-    """What the stages of one run share; loads the model when first asked for it."""
-
-    spec: TaskSpec
-    settings: Settings
-    device: str = "auto"
-    reporter: Reporter = field(default_factory=Silent)
-    known_identity: str | None = None
-
-    @cached_property
-    def identity(self) -> str:
-        """Hash of the model's weights."""
-        return self.known_identity or identity(self.settings.model) or self.model.fingerprint
-
-    @cached_property
-    def model(self) -> Model:
-        from circuitfind.model.load import load_model
-
-        return load_model(self.settings.model, device=self.device)
-
-    @cached_property
-    def all_pairs(self) -> PromptPairs:
-        """Every pair that lines up, rightly answered or not."""
-        from circuitfind.task.prompts import make_pairs
-        from circuitfind.zoo import is_zoo
-
-        zoo_pairs = None
-        if (
-            self.spec.prompts.zoo is not None
-            and is_zoo(self.settings.model)
-            and self.settings.model != "mini"
-        ):
-            from circuitfind.model.load import planted
-
-            zoo_pairs = planted(self.settings.model).pairs(self.settings.count or 64, self.settings.seed)
-        return make_pairs(
-            self.spec,
-            self.model.tokenizer,
-            counterfactual=self.settings.counterfactual,
-            count=self.settings.count,
-            seed=self.settings.seed,
-            drop_bad_pairs=self.settings.drop_bad_pairs,
-            zoo_pairs=zoo_pairs,
-            n_vocab=self.model.n_vocab,
-        )
-
-    def runs_of(self, pairs: PromptPairs) -> Runs:
-        from circuitfind.model.runs import Runs
-        from circuitfind.task.metrics import get_metric
-
-        metric, over = get_metric(self.settings.metric), self.spec.mean_over
-        return Runs(self.model, pairs, metric, mean_over=over, progress=self.reporter.progress)
-
-    kept: list[int] = field(default_factory=list)
-
-    @cached_property
-    def runs(self) -> Runs:
-        """Runs of the pairs that the model answers rightly (``kept``)."""
-        return self.runs_of(self.all_pairs.subset(self.kept))
-
-    def passes(self) -> dict[str, int]:
-        return dict(self.model.passes)
-
-
-def task_hash(spec: TaskSpec) -> str:
-    """Hash of what a task says, its prompt file included."""
-    content: list[Any] = [json.loads(spec.model_dump_json(by_alias=True))]
-    if spec.prompts.file is not None and spec.path is not None:
-        path = spec.path.parent / Path(spec.prompts.file).expanduser()
-        if path.is_file():
-            content.append(path.read_bytes().hex())
-    return stage_key(content)
 
 
 def discover_task(
@@ -183,26 +82,17 @@ def discover_task(
         reporter: Hears of progress.
     """
     session = Session(spec, settings, device, reporter or Silent())
-    run = Store(outputs).open(spec.name, settings.model, configuration(session))
+    store = Store(outputs)
+    run = store.open(spec.name, settings.model, configuration(session))
     with run:
-        return _Stages(session, run, force=force).all(formats)
-
-
-def configuration(session: Session) -> dict[str, Any]:
-    """What names a run folder: task, model and settings, by content."""
-    return {
-        "settings": session.settings.as_dict(),
-        "task_hash": task_hash(session.spec),
-        "model_hash": session.identity,
-        "version": circuitfind.__version__,
-    }
+        return _Stages(session, store, run, force=force).all(formats)
 
 
 class _Stages:
     """The stages of one run, each with the key of everything that it depends on."""
 
-    def __init__(self, session: Session, run: Run, *, force: bool) -> None:
-        self.session, self.run, self.force = session, run, force
+    def __init__(self, session: Session, store: Store, run: Run, *, force: bool) -> None:
+        self.session, self.store, self.run, self.force = session, store, run, force
         self.reporter = session.reporter
 
     def all(self, formats: tuple[str, ...]) -> Discovery:
@@ -232,11 +122,16 @@ class _Stages:
         if found is not None:
             self.reporter.stage(name, "reused", "nothing that it depends on has changed")
             return found
+        elsewhere = None if self.force else self.store.finished(name, key)
+        if elsewhere is not None:
+            self.reporter.stage(name, "reused", "from a run that differs only in later stages")
+            files: dict[str, bytes | str] = {file: path.read_bytes() for file, path in elsewhere.files.items()}
+            return self.run.finish_stage(name, key, files, elsewhere.facts)
         self.reporter.stage(name, "running")
         loaded = "model" in vars(self.session)
         before = self.session.passes() if loaded else {"forward": 0, "backward": 0}
         start = time.perf_counter()
-        files, facts = work()
+        made, facts = work()
         seconds = time.perf_counter() - start
         after = self.session.passes() if "model" in vars(self.session) else before
         facts = {
@@ -245,7 +140,7 @@ class _Stages:
             "forward_passes": after["forward"] - before["forward"],
             "backward_passes": after["backward"] - before["backward"],
         }
-        stage = self.run.finish_stage(name, key, files, facts)
+        stage = self.run.finish_stage(name, key, made, facts)
         self.reporter.stage(name, "finished", f"{seconds:.1f} s")
         return stage
 
@@ -377,16 +272,6 @@ class _Stages:
 
         stage = self._stage("pictures", key, draw)
         return [stage.files[f"circuit.{name}"] for name in formats]
-
-
-def stage_keys(session: Session) -> dict[str, str]:
-    """What each stage depends on, as a hash; a later stage depends on what the earlier ones do."""
-    settings = session.settings
-    common = [SCHEMA_VERSION, circuitfind.__version__, task_hash(session.spec), session.identity]
-    chosen = replace(settings, method="", direction="noising", ablation="resample").as_dict() | {"rule": None}
-    prompts = stage_key(common, chosen)
-    scores = stage_key(prompts, settings.method, settings.ablation, settings.direction)
-    return {"prompts": prompts, "scores": scores, "circuit": stage_key(scores, vars(settings.rule))}
 
 
 def _other_ablations(used: Ablation) -> Iterator[Ablation]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from circuitfind.output.store import Store
-from circuitfind.pipeline import STAGES, Session, configuration, stage_keys
+from circuitfind.pipeline import STAGES
+from circuitfind.session import Session, configuration, stage_keys
 
 EDGE_PASS = 2.0
 """What an edge-patched pass costs beside a plain one (every head is projected twice, and corrections are summed)."""
@@ -48,7 +49,9 @@ class Plan:
         return {**asdict(self), "seconds": self.seconds}
 
 
-def make_plan(session: Session, outputs: Path | str | None, *, force: bool) -> Plan:
+def make_plan(
+    session: Session, outputs: Path | str | None, *, force: bool, formats: tuple[str, ...] = ("svg",)
+) -> Plan:
     """Look up what is finished and, where something is not, load the model and time one pass of a batch.
 
     Raises:
@@ -59,8 +62,10 @@ def make_plan(session: Session, outputs: Path | str | None, *, force: bool) -> P
     store = Store(outputs)
     run = store.existing(session.spec.name, settings.model, config)
     keys = stage_keys(session)
+    here = {name: run is not None and run.stage(name, key) is not None for name, key in keys.items()}
     cached = {
-        name: run is not None and not force and run.stage(name, keys[name]) is not None for name in keys
+        name: not force and (here[name] or store.finished(name, key) is not None)
+        for name, key in keys.items()
     }
     from circuitfind.output.store import run_name
 

@@ -123,9 +123,7 @@ class Scores:
         try:
             with np.load(path, allow_pickle=False) as data:
                 header = json.loads(str(data["header"]))
-                values, nodes, per_prompt = (
-                    data.get(n, None) for n in ("values", "nodes", "per_prompt")
-                )
+                values, nodes, per_prompt = (data.get(n, None) for n in ("values", "nodes", "per_prompt"))
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise RunError(
                 f"cannot read the scores: {error}",

@@ -9,7 +9,16 @@ from typing import Any
 import click
 
 import circuitfind
-from circuitfind.errors import FAILURE, INTERRUPTED, OK, USAGE, CircuitfindError, did_you_mean
+from circuitfind.errors import (
+    FAILURE,
+    INTERRUPTED,
+    OK,
+    USAGE,
+    CircuitfindError,
+    Interrupted,
+    UsageError,
+    did_you_mean,
+)
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "discover": ("circuitfind.cli.discover:discover", "Find a small circuit for a task, and measure it."),
@@ -72,12 +81,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug, as_json = "--debug" in words, "--json" in words
     try:
-        group.main(args=words, prog_name="circuitfind", standalone_mode=False)
+        group.main(args=words or ["--help"], prog_name="circuitfind", standalone_mode=False)
         return OK
     except click.exceptions.Exit as stop:
         return int(stop.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted: finished stages are kept, the same command goes on from there", err=True)
+        stopped = Interrupted(
+            "interrupted", hint="finished stages are kept; the same command goes on from there"
+        )
+        _tell(stopped, as_json)
         return INTERRUPTED
     except click.ClickException as error:
         _tell(_of_click(error), as_json)
@@ -98,8 +110,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def main() -> None:
-    """Entry point of the ``circuitfind`` command."""
-    sys.exit(run())
+    """Entry point of the ``circuitfind`` command; with --debug a traceback, and the same exit codes."""
+    try:
+        code = run()
+    except Exception as error:  # noqa: BLE001  # run lets them through under --debug only
+        import traceback
+
+        traceback.print_exception(error)
+        code = error.exit_code if isinstance(error, CircuitfindError) else FAILURE
+    sys.exit(code)
 
 
 def _tell(error: CircuitfindError, as_json: bool) -> None:
@@ -114,9 +133,7 @@ def _tell(error: CircuitfindError, as_json: bool) -> None:
 def _of_click(error: click.ClickException) -> CircuitfindError:
     context: Any = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "circuitfind"
-    told = CircuitfindError(error.format_message(), hint=f"see: {command} --help")
-    told.exit_code = USAGE
-    return told
+    return UsageError(error.format_message(), hint=f"see: {command} --help")
 
 
 def _unforeseen(error: Exception) -> CircuitfindError:

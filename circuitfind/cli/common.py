@@ -124,6 +124,11 @@ def share(value: float) -> str:
     )
 
 
+def number(count: int, thing: str) -> str:
+    """``1 head``, ``2 heads``."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Seconds, minutes or hours, whichever reads best."""
     if seconds < 120:

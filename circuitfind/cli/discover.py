@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from circuitfind.cli.common import Screen, common_options, duration, share, size, table
+from circuitfind.cli.common import Screen, common_options, duration, number, share, size, table
 from circuitfind.config import ABLATIONS, DEFAULT_TARGET, DIRECTIONS
 
 
@@ -83,6 +83,7 @@ def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str)
     "--format",
     "formats",
     metavar="NAME",
+    type=click.Choice(("svg", "png", "pdf")),
     multiple=True,
     default=("svg",),
     show_default=True,
@@ -108,7 +109,8 @@ def discover(
     circuitfind discover ioi --model gpt2 --faithfulness 0.85
     circuitfind discover my-task.yaml --model ./my-model --method activation-patching
     """
-    from circuitfind.pipeline import Session, discover_task
+    from circuitfind.pipeline import discover_task
+    from circuitfind.session import Session
     from circuitfind.settings import resolve
     from circuitfind.task.spec import load_task
 
@@ -117,7 +119,7 @@ def discover(
     if dry_run:
         from circuitfind.plan import make_plan
 
-        plan = make_plan(Session(spec, settings, device), outputs, force=force)
+        plan = make_plan(Session(spec, settings, device), outputs, force=force, formats=formats)
         screen.result({"version": 1, **plan.as_dict()}, lambda: _show_plan(screen, plan))
         return
     with _Progress(screen) as progress:
@@ -200,8 +202,8 @@ def show_summary(screen: Screen, summary: Any, circuit: Any) -> None:
         )
     minimal = ", none of which can be dropped alone" if summary["minimal"] else ""
     out.print(
-        f"  kept          {counts['nodes']} nodes ({counts['heads']} heads, {counts['mlps']} MLPs), {counts['edges']} of "
-        f"{counts['edges_in_model']} edges ({share(counts['share_of_edges'])}){minimal}"
+        f"  kept          {counts['nodes']} nodes ({number(counts['heads'], 'head')}, "
+        f"{number(counts['mlps'], 'MLP')}), {counts['edges']} of {counts['edges_in_model']} edges ({share(counts['share_of_edges'])}){minimal}"
     )
     left = [f"{prompts['answered_wrongly']} answered wrongly"] if prompts["answered_wrongly"] else []
     left += [f"{prompts['dropped_unaligned']} not aligned"] if prompts["dropped_unaligned"] else []
@@ -254,5 +256,7 @@ def _show_plan(screen: Screen, plan: Any) -> None:
             f"{plan.prompts} prompt pairs, {plan.tokens} tokens a pass; about {duration(plan.seconds)} and "
             f"at most about {size(plan.memory_bytes)} of memory. A pass is one over all prompts; nothing was written."
         )
-    else:
+    elif all(stage.state == "cached" for stage in plan.stages):
         screen.out.print("everything is cached: the model would not be loaded")
+    else:
+        screen.out.print("only the pictures are to be drawn: the model would not be loaded")

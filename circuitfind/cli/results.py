@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from circuitfind.cli.common import Screen, common_options, table
 from circuitfind.errors import UsageError
 
 THINGS = ("tasks", "models", "methods", "runs")
+PICTURES = ("svg", "png", "pdf", "dot")
 
 
 def complete_runs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -31,7 +33,13 @@ OUTPUTS_HELP = "Folder of run folders.  [default: $CIRCUITFIND_OUTPUTS or output
 @common_options
 def list_things(screen: Screen, things: str, outputs: str | None) -> None:
     """List tasks, models, methods or runs."""
-    rows = {"tasks": _tasks, "models": _models, "methods": _methods, "runs": lambda: _runs(outputs)}[things]()
+    listers: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "tasks": _tasks,
+        "models": _models,
+        "methods": _methods,
+        "runs": lambda: _runs(outputs),
+    }
+    rows = listers[things]()
     hints = {"runs": "no runs yet; make one with: circuitfind discover ioi", "tasks": "no tasks found"}
 
     def show() -> None:
@@ -151,6 +159,7 @@ def show(screen: Screen, run: str, nodes: bool, edges: bool, top: int | None, ou
     "--format",
     "formats",
     metavar="NAME",
+    type=click.Choice(PICTURES),
     multiple=True,
     default=("svg",),
     show_default=True,
@@ -190,10 +199,10 @@ def render_run(
     target = Path(to) if to else found.folder / "circuit"
     if to:
         formats = (target.suffix.removeprefix("."),)
-        if not formats[0]:
+        if formats[0] not in PICTURES:
             raise UsageError(
                 f"'{to}' has no ending that names a format",
-                hint="such as figure.svg, figure.pdf or figure.dot",
+                hint="such as figure.svg, figure.png, figure.pdf or figure.dot",
             )
     written = [write_atomic(target.with_suffix(".dot"), text)] if "dot" in formats else []
     drawn = tuple(name for name in formats if name != "dot")

@@ -2,49 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from importlib import metadata
-from pathlib import Path
+from dataclasses import asdict
 
 import click
 
-import circuitfind
-from circuitfind.cli.common import Screen, common_options, size
+from circuitfind.cli.common import Screen, common_options
 from circuitfind.errors import CheckDiffers
-
-PACKAGES = (
-    "torch",
-    "transformer-lens",
-    "transformers",
-    "numpy",
-    "networkx",
-    "pydantic",
-    "safetensors",
-    "graphviz",
-)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor: ``ok``, ``note`` (something works less well) or ``bad`` (something will fail)."""
-
-    what: str
-    state: str
-    found: str
-    hint: str = ""
 
 
 @click.command()
 @common_options
 def doctor(screen: Screen) -> None:
     """Check the installation: versions, Graphviz, folders, devices. Exit code 1 if something would fail."""
-    findings = list(_examine())
+    from circuitfind.doctor import examine
+
+    findings = list(examine())
     bad = [f for f in findings if f.state == "bad"]
 
     def show() -> None:
@@ -60,104 +32,6 @@ def doctor(screen: Screen) -> None:
         raise CheckDiffers(
             f"{len(bad)} of {len(findings)} checks failed: {', '.join(f.what for f in bad)}", hint=bad[0].hint
         )
-
-
-def _examine() -> Iterator[Finding]:
-    yield Finding("circuitfind", "ok", circuitfind.__version__)
-    good = sys.version_info >= (3, 10)
-    yield Finding(
-        "Python",
-        "ok" if good else "bad",
-        platform.python_version(),
-        "" if good else "install Python 3.10 or newer",
-    )
-    for name in PACKAGES:
-        try:
-            yield Finding(name, "ok", metadata.version(name))
-        except metadata.PackageNotFoundError:
-            yield Finding(name, "bad", "not installed", f"pip install {name}")
-    yield from _torch()
-    yield _graphviz()
-    yield from _folders()
-    yield _mini()
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    yield Finding(
-        "hub",
-        "note" if offline else "ok",
-        "offline by HF_HUB_OFFLINE" if offline else "asked only for hub names",
-    )
-
-
-def _torch() -> Iterator[Finding]:
-    try:
-        import torch
-    except ImportError as error:
-        yield Finding("device", "bad", f"torch cannot be imported: {error}", "reinstall torch")
-        return
-    if torch.cuda.is_available():
-        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        free = torch.cuda.mem_get_info()[0]
-        yield Finding("device", "ok", f"{names}; {size(free)} free")
-    else:
-        yield Finding("device", "ok", f"cpu, {torch.get_num_threads()} threads (no CUDA device)")
-    try:
-        from transformer_lens.model_bridge import TransformerBridge  # noqa: F401  # only whether it can be
-    except ImportError as error:
-        yield Finding(
-            "TransformerBridge",
-            "bad",
-            f"cannot be imported: {error}",
-            'pip install "transformer-lens>=3.9,<5"',
-        )
-
-
-def _graphviz() -> Finding:
-    from circuitfind.output.draw import dot_binary, install_hint
-
-    binary = dot_binary()
-    if binary is None:
-        return Finding("dot", "note", "not found: everything but pictures works", install_hint())
-    told = subprocess.run([str(binary), "-V"], capture_output=True, text=True, check=False, timeout=30)
-    return Finding("dot", "ok", f"{(told.stderr or told.stdout).strip()} ({binary})")
-
-
-def _folders() -> Iterator[Finding]:
-    from circuitfind.output.store import Store
-    from circuitfind.task.spec import find_tasks, task_folders
-
-    tasks = find_tasks()
-    where = next((str(f) for f in task_folders() if f.is_dir()), "nowhere")
-    yield Finding(
-        "tasks",
-        "ok" if tasks else "bad",
-        f"{len(tasks)} found, first in {where}",
-        "" if tasks else "set CIRCUITFIND_TASKS",
-    )
-    root = Store().root
-    parent = next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
-    if parent.is_dir() and os.access(parent, os.W_OK):
-        free = shutil.disk_usage(parent).free
-        state = "ok" if free > 200e6 else "note"
-        yield Finding(
-            "outputs",
-            state,
-            f"{root} ({size(free)} free)",
-            "" if state == "ok" else "make room, or use --outputs",
-        )
-    else:
-        yield Finding(
-            "outputs", "bad", f"{root} cannot be written to", "use --outputs or set CIRCUITFIND_OUTPUTS"
-        )
-
-
-def _mini() -> Finding:
-    from circuitfind.zoo.mini import weights_folder
-
-    try:
-        folder: Path = weights_folder()
-        return Finding("mini", "ok", str(folder))
-    except FileNotFoundError as error:
-        return Finding("mini", "bad", str(error), "reinstall circuitfind")
 
 
 @click.command()
@@ -177,4 +51,5 @@ def completion(screen: Screen, shell: str) -> None:
 
     found = get_completion_class(shell)
     assert found is not None, "click knows the shells that the argument admits"
-    click.echo(found(group, {}, "circuitfind", "_CIRCUITFIND_COMPLETE").source())
+    script = found(group, {}, "circuitfind", "_CIRCUITFIND_COMPLETE").source()
+    screen.result({"version": 1, "shell": shell, "script": script}, lambda: click.echo(script))

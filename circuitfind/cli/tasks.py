@@ -40,7 +40,7 @@ def validate(
     Pair by pair: equal token length, slots at the same positions, single-token answers, different answers and prompts.
     Then how many of the clean prompts the model answers rightly.
     """
-    from circuitfind.pipeline import Session
+    from circuitfind.session import Session
     from circuitfind.settings import resolve
     from circuitfind.task.spec import load_task
 
@@ -123,4 +123,8 @@ def schema(screen: Screen) -> None:
     """
     from circuitfind.task.spec import json_schema
 
-    click.echo(json.dumps(json_schema(), indent=1, ensure_ascii=False))
+    found = json_schema()
+    screen.result(
+        {"version": 1, "schema": found},
+        lambda: click.echo(json.dumps(found, indent=1, ensure_ascii=False)),
+    )

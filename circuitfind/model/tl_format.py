@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitfind.errors import ModelError, nearest
+from circuitfind.errors import ModelError, UnsupportedError, nearest
 from circuitfind.model.bridge import Model
 from circuitfind.model.quiet import quiet
 
@@ -74,9 +74,13 @@ def boot_native(
 
 def _native_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """HookedTransformer's parameters under the names and in the shapes of the native bridge."""
+    # With grouped-query attention HookedTransformer stores its key/value weights as _W_K, _b_K, ...
+    state = {key.replace(".attn._", ".attn."): tensor for key, tensor in state.items()}
     found: dict[str, Tensor] = {}
+    used: set[str] = set()
     for key, wanted in own.items():
         source, transform = _legacy_name(key)
+        used.add(source)
         if source not in state:
             if source.endswith((".b_O", ".b_Q", ".b_K", ".b_V", ".b_in", ".b_out", ".b_U")):
                 found[key] = torch.zeros_like(wanted)
@@ -95,7 +99,21 @@ def _native_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor], name: 
                 hint="the folder's config.json and its weights do not belong together",
             )
         found[key] = tensor.to(wanted.dtype).contiguous()
+    # A weight that the native model has no place for (such as a bias of a gated MLP) would be lost in silence.
+    lost = [k for k, t in state.items() if k not in used and not _is_constant(k) and bool(t.any())]
+    if lost:
+        raise UnsupportedError(
+            f"the model has no place for the weight '{lost[0]}'"
+            + (f" and {len(lost) - 1} more" if lost[1:] else ""),
+            where=name,
+            hint="the folder's config.json and its weights do not belong together, or TransformerLens cannot run such a model",
+        )
     return found
+
+
+def _is_constant(key: str) -> bool:
+    """HookedTransformer saves its masks and rotation tables beside its weights."""
+    return key.rpartition(".")[2] in ("mask", "IGNORE", "rotary_sin", "rotary_cos", "alibi")
 
 
 def _legacy_name(key: str) -> tuple[str, Any]:

@@ -91,6 +91,15 @@ class Store:
         found = [_info(path) for path in folders]
         return sorted(found, key=lambda info: (info.started, info.name), reverse=True)
 
+    def finished(self, stage: str, key: str) -> Stage | None:
+        """A finished stage with this key in any run, the newest first: its files serve another run as well."""
+        for info in self.runs():
+            with contextlib.suppress(RunError):
+                found = None if info.problem else _load(info.path).stage(stage, key)
+                if found is not None:
+                    return found
+        return None
+
     def find(self, name: str) -> Run:
         """A run by its name, the beginning of its name, the path of its folder, or ``latest``.
 
