@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from circuitfind.errors import UsageError, did_you_mean
+
 if TYPE_CHECKING:
     from circuitfind.pipeline import Discovery
     from circuitfind.task.spec import TaskSpec
@@ -37,10 +39,15 @@ def discover(
     Raises:
         CircuitfindError: Whatever the command would print; ``hint`` says what to do.
     """
+    from circuitfind.output.draw import FORMATS
     from circuitfind.pipeline import discover_task
     from circuitfind.settings import resolve
     from circuitfind.task.spec import TaskSpec, load_task
 
+    pictures = (formats,) if isinstance(formats, str) else tuple(formats)
+    for name in pictures:
+        if name not in FORMATS:  # before the work, not after it
+            raise UsageError(f"unknown picture format '{name}'", hint=did_you_mean(name, FORMATS))
     spec = task if isinstance(task, TaskSpec) else load_task(task)
     return discover_task(
         spec,
@@ -48,5 +55,5 @@ def discover(
         outputs=outputs,
         device=device,
         force=force,
-        formats=tuple(formats),
+        formats=pictures,
     )

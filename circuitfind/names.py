@@ -32,6 +32,8 @@ class Kind(IntEnum):
 
 
 SLOTS = ("q", "k", "v")
+READS = {Kind.HEAD: SLOTS, Kind.KV: SLOTS[1:]}
+"""Inputs of what has more than one."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def parse_reader(text: str) -> tuple[Node, str | None]:
     if match:
         name, slot, position = match["node"], match["slot"], match["position"]
         node = _parse_bare(name)
-        if node is not None and not (slot and node.kind not in (Kind.HEAD, Kind.KV)):
+        if node is not None and (slot is None or slot in READS.get(node.kind, ())):
             return replace(node, position=position), slot
     raise UsageError(
         f"'{text}' is not the name of a node",

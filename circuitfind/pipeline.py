@@ -125,7 +125,9 @@ class _Stages:
         elsewhere = None if self.force else self.store.finished(name, key)
         if elsewhere is not None:
             self.reporter.stage(name, "reused", "from a run that differs only in later stages")
-            files: dict[str, bytes | str] = {file: path.read_bytes() for file, path in elsewhere.files.items()}
+            files: dict[str, bytes | str] = {
+                file: path.read_bytes() for file, path in elsewhere.files.items()
+            }
             return self.run.finish_stage(name, key, files, elsewhere.facts)
         self.reporter.stage(name, "running")
         loaded = "model" in vars(self.session)
@@ -152,7 +154,7 @@ class _Stages:
         runs = session.runs_of(pairs)
         right = runs.answered_rightly
         accuracy = float(right.mean())
-        if accuracy < settings.min_accuracy:
+        if accuracy < settings.min_accuracy or not right.any():
             raise _too_inaccurate(session, pairs, right, runs.clean)
         kept = [int(i) for i in np.flatnonzero(right)]
         for text in pairs.notes:
@@ -284,16 +286,20 @@ def _too_inaccurate(
     session: Session, pairs: PromptPairs, right: np.ndarray, values: np.ndarray
 ) -> PromptError:
     wrong = [int(i) for i in np.flatnonzero(~right)[:5]]
-    piece = session.model.tokenizer.piece if session.model.tokenizer is not None else str
+    vocab, tokenizer = session.spec.vocab, session.model.tokenizer
+    piece = tokenizer.piece if tokenizer is not None else vocab.__getitem__ if vocab is not None else str
     shown = [
         f"{pairs[i].where}: '{pairs[i].clean_text or list(pairs[i].clean)}' wants {'|'.join(map(piece, pairs[i].answer[:4]))}, "
         f"metric {values[i]:.3g}"
         for i in wrong
     ]
+    # With no pair left there is nothing to look at, whatever accuracy is asked for.
+    below = f", below the {session.settings.min_accuracy:.0%} that the task asks for" if right.any() else ""
+    lower = "; to look all the same, lower --min-accuracy (wrongly answered pairs are left out)"
     return PromptError(
-        f"{session.settings.model} answers {right.mean():.0%} of the {len(pairs)} clean prompts rightly, "
-        f"below the {session.settings.min_accuracy:.0%} that the task asks for: it does not do this task",
+        f"{session.settings.model} answers {right.mean():.0%} of the {len(pairs)} clean prompts rightly"
+        f"{below}: it does not do this task",
         where=str(session.spec.path or session.spec.name),
         details=shown,
-        hint="use another model or prompts; to look all the same, lower --min-accuracy (wrongly answered pairs are left out)",
+        hint="use another model or prompts" + (lower if right.any() else ""),
     )

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from circuitfind.output.store import Store
+from circuitfind.output.store import Store, run_name, stage_key
 from circuitfind.pipeline import STAGES
 from circuitfind.session import Session, configuration, stage_keys
 
-EDGE_PASS = 2.0
+EDGE_PASS = 2.5
 """What an edge-patched pass costs beside a plain one (every head is projected twice, and corrections are summed)."""
 
 TYPICAL_TRIALS = 200
@@ -62,22 +62,16 @@ def make_plan(
     store = Store(outputs)
     run = store.existing(session.spec.name, settings.model, config)
     keys = stage_keys(session)
+    keys["pictures"] = stage_key(keys["circuit"], formats)
     here = {name: run is not None and run.stage(name, key) is not None for name, key in keys.items()}
     cached = {
         name: not force and (here[name] or store.finished(name, key) is not None)
         for name, key in keys.items()
     }
-    from circuitfind.output.store import run_name
-
     name = run_name(session.spec.name, settings.model, config)[0]
-    if all(cached.values()):
-        return Plan(
-            name,
-            tuple(StagePlan(stage, "cached" if cached.get(stage) else "run") for stage in STAGES),
-            None,
-            None,
-            None,
-        )
+    if all(cached[stage] for stage in STAGES if stage != "pictures"):
+        stages = tuple(StagePlan(stage, "cached" if cached[stage] else "run") for stage in STAGES)
+        return Plan(name, stages, None, None, None)
     return _measured(session, name, cached)
 
 

@@ -116,7 +116,8 @@ def stored(run: Run) -> Found:
         stage = run.stage(name, record["key"])
         if stage is not None:
             stages[name] = stage
-    missing = [name for name in ("prompts", "scores", "circuit") if name not in stages]
+    needed = ("prompts", "scores", "circuit")
+    missing = [name for name in needed if name not in stages]
     if missing:
         raise RunError(
             f"the run has no finished stage '{missing[0]}' (it is {run.status})",
@@ -129,4 +130,5 @@ def stored(run: Run) -> Found:
         if "pictures" in stages
         else []
     )
-    return Found(circuit, run.path, run.status, summarise(circuit, stages, pictures, run.path))
+    counted = {name: stages[name] for name in needed}  # as `discover` counts: drawing is no part of the cost
+    return Found(circuit, run.path, run.status, summarise(circuit, counted, pictures, run.path))

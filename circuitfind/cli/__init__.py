@@ -81,15 +81,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug, as_json = "--debug" in words, "--json" in words
     try:
-        group.main(args=words or ["--help"], prog_name="circuitfind", standalone_mode=False)
-        return OK
-    except click.exceptions.Exit as stop:
-        return int(stop.exit_code)
+        # click gives back the code of its Exit, or what the command returned: None.
+        code = group.main(args=words or ["--help"], prog_name="circuitfind", standalone_mode=False)
+        return code if isinstance(code, int) else OK
     except (click.Abort, KeyboardInterrupt):
         stopped = Interrupted(
-            "interrupted", hint="finished stages are kept; the same command goes on from there"
+            "interrupted", hint="finished stages are kept, the same command goes on from there"
         )
-        _tell(stopped, as_json)
+        if as_json:
+            _tell(stopped, as_json)
+        else:
+            click.echo(f"{stopped.what}: {stopped.hint}", err=True)
         return INTERRUPTED
     except click.ClickException as error:
         _tell(_of_click(error), as_json)

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
+
+from circuitfind.errors import CircuitfindError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,6 +57,14 @@ class Screen:
             click.echo(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False))
         else:
             show()
+
+    def fail(self, error: CircuitfindError) -> NoReturn:
+        """End with an error after a result: with --json stdout holds that one document, and stderr says the rest."""
+        if not self.as_json:
+            raise error
+        if not self.quiet:
+            click.echo(f"error: {error}", err=True)
+        raise click.exceptions.Exit(error.exit_code)
 
     def note(self, text: str) -> None:
         """Something that the user should know, also under --json; on stderr."""

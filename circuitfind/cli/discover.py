@@ -203,7 +203,8 @@ def show_summary(screen: Screen, summary: Any, circuit: Any) -> None:
     minimal = ", none of which can be dropped alone" if summary["minimal"] else ""
     out.print(
         f"  kept          {counts['nodes']} nodes ({number(counts['heads'], 'head')}, "
-        f"{number(counts['mlps'], 'MLP')}), {counts['edges']} of {counts['edges_in_model']} edges ({share(counts['share_of_edges'])}){minimal}"
+        f"{number(counts['mlps'], 'MLP')}), {counts['edges']} of {counts['edges_in_model']} edges "
+        f"({share(counts['share_of_edges'])}){minimal}"
     )
     left = [f"{prompts['answered_wrongly']} answered wrongly"] if prompts["answered_wrongly"] else []
     left += [f"{prompts['dropped_unaligned']} not aligned"] if prompts["dropped_unaligned"] else []

@@ -29,9 +29,8 @@ def doctor(screen: Screen) -> None:
 
     screen.result({"version": 1, "ok": not bad, "findings": [asdict(f) for f in findings]}, show)
     if bad:
-        raise CheckDiffers(
-            f"{len(bad)} of {len(findings)} checks failed: {', '.join(f.what for f in bad)}", hint=bad[0].hint
-        )
+        told = f"{len(bad)} of {len(findings)} checks failed: {', '.join(f.what for f in bad)}"
+        screen.fail(CheckDiffers(told, hint=bad[0].hint))
 
 
 @click.command()

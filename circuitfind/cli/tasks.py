@@ -80,14 +80,15 @@ def validate(
             for text in row["notes"]:
                 screen.note(text)
 
-    screen.result(found, show)
     low = [row for row in found["checked"] if row["accuracy"] < settings.min_accuracy]
+    screen.result({**found, "ok": not low}, show)
     if low:
-        raise UsageError(
+        error = UsageError(
             f"{settings.model} answers only {low[0]['accuracy']:.0%} rightly, below the task's {settings.min_accuracy:.0%}",
             where=str(spec.path),
             hint="discover would refuse; use another model or prompts",
         )
+        screen.fail(error)
 
 
 @click.command()

@@ -1,0 +1,145 @@
+"""The Python API: the words of the command line, the same result, few names."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import circuitfind
+from circuitfind.cli import run
+
+TASK = """\
+name: small
+model: planted/and-gate
+prompts:
+  zoo: {count: 8}
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """These tensors are so small that a second thread only waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small task in a folder of its own."""
+    monkeypatch.delenv("CIRCUITFIND_OUTPUTS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "small.yaml"
+    path.write_text(TASK, encoding="utf-8")
+    return path
+
+
+def test_few_names() -> None:
+    assert circuitfind.__all__ == ["Circuit", "CircuitfindError", "Scores", "discover", "load_task"]
+    assert len(circuitfind.__all__) <= 5
+    assert set(circuitfind.__all__) <= set(dir(circuitfind))
+    for name in circuitfind.__all__:
+        assert getattr(circuitfind, name).__doc__, f"{name} says nothing"
+    with pytest.raises(AttributeError, match="has no attribute 'discovr'"):
+        circuitfind.discovr  # noqa: B018
+
+
+def test_importing_it_costs_nothing() -> None:
+    code = "import circuitfind, sys; circuitfind.CircuitfindError; assert 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_the_same_as_the_command(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = circuitfind.discover(task, outputs="one", faithfulness=0.8)
+    assert run(["discover", str(task), "--outputs", "two", "--faithfulness", "0.8", "--json"]) == 0
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    mine = json.loads(json.dumps(found.summary))
+    for key in ("run", "conditions", "prompts", "evaluations", "counts", "circuits_tried", "known"):
+        assert told[key] == mine[key], key
+    assert found.folder == Path("one") / told["run"]
+    other = Path("two") / told["run"] / "circuit.json"
+    assert (found.folder / "circuit.json").read_bytes() == other.read_bytes()
+    assert circuitfind.Circuit.load(other).as_dict() == found.circuit.as_dict()
+
+
+def test_it_is_silent(task: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    circuitfind.discover(task)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_it_returns(task: Path) -> None:
+    found = circuitfind.discover(task, "planted/and-gate:1", formats=["svg", "png"])
+    assert isinstance(found.circuit, circuitfind.Circuit)
+    assert isinstance(found.scores, circuitfind.Scores)
+    assert found.scores.level == "edge"
+    assert found.scores.method == "eap"
+    mask = found.scores.anatomy.edge_mask
+    assert np.isfinite(found.scores.values[mask]).all()
+    assert np.isnan(found.scores.values[~mask]).all()
+    assert found.scores.values.flags.writeable is False
+    assert {"manifest.json", "circuit.svg", "circuit.png"} <= {path.name for path in found.folder.iterdir()}
+    assert found.summary["conditions"]["model"] == "planted/and-gate:1"
+    top = {str(edge) for edge, _ in found.scores.top_edges(5)}
+    assert top == {str(edge) for edge in found.circuit.edges}
+
+
+def test_a_task_as_an_object(task: Path) -> None:
+    spec = circuitfind.load_task(task)
+    found = circuitfind.discover(spec, formats=())
+    assert found.summary["run"] == circuitfind.discover(str(task), formats=()).summary["run"]
+    assert found.summary["pictures"] == []
+    other = circuitfind.discover(spec.model_copy(update={"name": "renamed"}), formats=())
+    assert other.folder.name.startswith("renamed-")
+
+
+def test_second_call_loads_no_model(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = circuitfind.discover(task)
+
+    def boom(*args: object, **keys: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("circuitfind.model.load.load_model", boom)
+    second = circuitfind.discover(task)
+    assert second.summary == first.summary
+    with pytest.raises(AssertionError, match="loaded"):
+        circuitfind.discover(task, force=True)
+
+
+def test_unknown_words(task: Path) -> None:
+    with pytest.raises(TypeError, match="methd"):
+        circuitfind.discover(task, methd="eap")
+    for keys, says in [
+        ({"method": "epa"}, "did you mean 'eap'"),
+        ({"faithfulness": 2.0}, "above 0 and up to 1"),
+        ({"faithfulness": 0.9, "edges": 3}, "exactly one"),
+        ({"device": "gpu"}, "no device 'gpu'"),
+        ({"formats": ["svg", "gif"]}, "unknown picture format 'gif'"),
+        ({"model": "planted/nothing"}, "the zoo has no model"),
+    ]:
+        with pytest.raises(circuitfind.CircuitfindError) as caught:
+            circuitfind.discover(task, **keys)
+        assert says in str(caught.value)
+    with pytest.raises(circuitfind.CircuitfindError, match="no task is named"):
+        circuitfind.discover("no-such-task")
+
+
+def test_one_format_as_a_word(task: Path) -> None:
+    found = circuitfind.discover(task, formats="png")
+    assert [Path(name).name for name in found.summary["pictures"]] == ["circuit.png"]
+
+
+def test_a_discovery_is_immutable(task: Path) -> None:
+    found = circuitfind.discover(task, formats=())
+    with pytest.raises(AttributeError):
+        found.circuit = None  # type: ignore[misc]
+    assert replace(found).circuit is found.circuit
