@@ -122,7 +122,7 @@ class _Stages:
         if found is not None:
             self.reporter.stage(name, "reused", "nothing that it depends on has changed")
             return found
-        elsewhere = None if self.force else self.store.finished(name, key)
+        elsewhere = None if self.force else self.store.finished(name, key, but=self.run.path)
         if elsewhere is not None:
             self.reporter.stage(name, "reused", "from a run that differs only in later stages")
             files: dict[str, bytes | str] = {

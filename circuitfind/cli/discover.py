@@ -200,6 +200,8 @@ def show_summary(screen: Screen, summary: Any, circuit: Any) -> None:
             f"under {found['ablation']} ablation ({found['metric']} {found['circuit']:.3f}; "
             f"model {found['full']:.3f}, empty {found['empty']:.3f}; {found['n_prompts']} prompts)"
         )
+        if i and f["value"] < 0.5:
+            out.print(f"{'':<16}(there, what clean and corrupted prompts have in common is cut as well)")
     minimal = ", none of which can be dropped alone" if summary["minimal"] else ""
     out.print(
         f"  kept          {counts['nodes']} nodes ({number(counts['heads'], 'head')}, "
@@ -208,23 +210,23 @@ def show_summary(screen: Screen, summary: Any, circuit: Any) -> None:
     )
     left = [f"{prompts['answered_wrongly']} answered wrongly"] if prompts["answered_wrongly"] else []
     left += [f"{prompts['dropped_unaligned']} not aligned"] if prompts["dropped_unaligned"] else []
+    split = sum(prompts["left_out"].values())
+    words = f"; {number(split, 'slot value')} left out, not one token here" if split else ""
     out.print(
         f"  prompts       {prompts['used']} used{' (left out: ' + ', '.join(left) + ')' if left else ''}, "
-        f"accuracy {share(prompts['accuracy'])}"
+        f"accuracy {share(prompts['accuracy'])}{words}"
     )
     if summary["known"]:
         known = summary["known"]
         out.print(
             f"  known circuit precision {known['precision']:.2f}, recall {known['recall']:.2f} over its {known['level']}"
         )
-    strongest = sorted(circuit.edges, key=lambda e: -_size(circuit.edge_scores.get(str(e))))[:5]
-    shown = [
-        f"{e} {circuit.edge_scores[str(e)]:+.2f}"
-        for e in strongest
-        if _size(circuit.edge_scores.get(str(e))) > 0
-    ]
-    if shown:
-        out.print(f"  strongest     {', '.join(shown)}", markup=False)
+    scored = {name: s for name, s in circuit.edge_scores.items() if _size(s) > 0}
+    scored = scored or {name: s for name, s in circuit.node_scores.items() if _size(s) > 0}  # node methods
+    strongest = sorted(scored, key=lambda name: -_size(scored[name]))[:5]
+    if strongest:
+        shown = ", ".join(f"{name} {scored[name]:+.2g}" for name in strongest)
+        out.print(f"  strongest     {shown}", markup=False)
     out.print(
         f"  cost          {duration(summary['seconds'])}, {summary['forward_passes']} forward and "
         f"{summary['backward_passes']} backward passes, {summary['circuits_tried']} circuits tried"

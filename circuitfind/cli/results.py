@@ -103,7 +103,7 @@ def _runs(outputs: str | None) -> list[dict[str, Any]]:
             "task": info.task,
             "model": info.model,
             "started": info.started[:19].replace("T", " "),
-            "note": info.problem,
+            "note": info.problem or info.error,
         }
         for info in Store(outputs).runs()
     ]

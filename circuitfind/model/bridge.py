@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from circuitfind.errors import UnsupportedError
+from circuitfind.errors import RunError, UnsupportedError
 from circuitfind.model.anatomy import Anatomy
 from circuitfind.model.norms import Norm, read_norm
 
@@ -241,6 +241,12 @@ class Model:
         hooks.append((self.final_site, keep((-1, "final"))))
         with torch.no_grad(), self.hooked(hooks):
             self.logits(tokens, torch.full((2,), length - 1, device=self.device))
+        broken = next((key for key, tensor in seen.items() if not bool(torch.isfinite(tensor).all())), None)
+        if broken is not None:
+            raise RunError(
+                f"{self.name} gives NaN or infinite values on random tokens, first at {broken[1]} of block {broken[0]}",
+                hint="check the model's weights; a damaged or wrongly converted model does this",
+            )
         stream = seen[0, "resid"]
         parallel = False
         for i, layer in enumerate(self.layers):

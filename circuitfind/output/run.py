@@ -83,7 +83,7 @@ class Run:
 
     # Stages.
 
-    def stage(self, name: str, key: str) -> Stage | None:
+    def stage(self, name: str, key: str, *, warn: bool = True) -> Stage | None:
         """A finished stage with this key, or None when it has to run.
 
         A file that is missing or is not what the stage wrote makes the stage unfinished, with a warning.
@@ -99,7 +99,7 @@ class Run:
             except OSError:
                 intact = False
             if not intact:
-                if name not in self._warned:
+                if warn and name not in self._warned:
                     logger.warning(
                         "%s: %s is missing or was changed; stage '%s' runs again", self.name, file, name
                     )

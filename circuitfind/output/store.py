@@ -34,6 +34,7 @@ class RunInfo:
 
     Attributes:
         status: That of the run, or ``damaged`` when its manifest cannot be read; ``problem`` then says why.
+        error: What ended a run that failed.
         started: Time in UTC; of a damaged run, when its folder last changed.
     """
 
@@ -46,6 +47,7 @@ class RunInfo:
     ended: str | None = None
     stages: tuple[str, ...] = ()
     problem: str | None = None
+    error: str | None = None
 
 
 class Store:
@@ -91,11 +93,13 @@ class Store:
         found = [_info(path) for path in folders]
         return sorted(found, key=lambda info: (info.started, info.name), reverse=True)
 
-    def finished(self, stage: str, key: str) -> Stage | None:
-        """A finished stage with this key in any run, the newest first: its files serve another run as well."""
+    def finished(self, stage: str, key: str, *, but: Path | None = None) -> Stage | None:
+        """A finished stage with this key in any run but one, the newest first: its files serve others as well."""
         for info in self.runs():
+            if info.problem or info.path == but:
+                continue
             with contextlib.suppress(RunError):
-                found = None if info.problem else _load(info.path).stage(stage, key)
+                found = _load(info.path).stage(stage, key, warn=False)
                 if found is not None:
                     return found
         return None
@@ -113,8 +117,9 @@ class Store:
             return _load(by_name[name].path)
         if name == LATEST:
             whole = [info for info in infos if info.problem is None]
-            if whole:
-                return _load(whole[0].path)
+            # A run that was refused or broken off is seldom what is meant, unless there is nothing else.
+            for info in [*(i for i in whole if i.status == "finished"), *whole]:
+                return _load(info.path)
             raise UsageError(f"no runs in {self.root}", hint="make one with `circuitfind discover`")
         if name and (Path(name) / MANIFEST).is_file():
             return _load(Path(name))
@@ -173,6 +178,7 @@ def _info(path: Path) -> RunInfo:
         model=manifest["model"],
         ended=manifest.get("ended"),
         stages=tuple(manifest["stages"]),
+        error=(manifest.get("error") or {}).get("what"),
     )
 
 
