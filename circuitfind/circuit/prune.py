@@ -150,7 +150,7 @@ def _by_threshold(scores: Scores, order: list[tuple[int, int]], rule: Rule) -> i
             "a threshold needs edge scores, and this method scores nodes",
             hint="use --faithfulness or --edges, or --method eap",
         )
-    return sum(abs(scores.values[w, r]) >= (rule.threshold or 0) for w, r in order)
+    return int(sum(abs(scores.values[w, r]) >= (rule.threshold or 0) for w, r in order))
 
 
 def _smallest_prefix(

@@ -7,6 +7,7 @@ zero.
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -121,10 +122,11 @@ class Scores:
             RunError: The file is damaged or of another version.
         """
         try:
-            with np.load(path, allow_pickle=False) as data:
+            # Opened here: numpy leaves a damaged file open.
+            with path.open("rb") as handle, np.load(handle, allow_pickle=False) as data:
                 header = json.loads(str(data["header"]))
                 values, nodes, per_prompt = (data.get(n, None) for n in ("values", "nodes", "per_prompt"))
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise RunError(
                 f"cannot read the scores: {error}",
                 where=str(path),

@@ -38,8 +38,8 @@ class Gradients:
     """
 
     q: list[Float[Tensor, "batch pos hd"]]
-    k: list[Float[Tensor, "batch pos hd"]]
-    v: list[Float[Tensor, "batch pos hd"]]
+    k: list[Float[Tensor, "batch pos kv_hd"]]
+    v: list[Float[Tensor, "batch pos kv_hd"]]
     resid: list[Float[Tensor, "batch pos d_model"]]
     mlp: list[Float[Tensor, "batch pos d_model"]]
     logits: Float[Tensor, "batch pos d_model"]

@@ -168,17 +168,24 @@ def _load_hf(path: str, name: str, device: torch.device, *, fingerprint: str | N
         from transformers import AutoModelForCausalLM
 
         try:
-            hf_model = AutoModelForCausalLM.from_pretrained(
+            hf_model, info = AutoModelForCausalLM.from_pretrained(
                 path,
                 local_files_only=local or _offline(),
                 use_safetensors=True,
                 attn_implementation="eager",
                 dtype=torch.float32,
+                output_loading_info=True,
             )
         except (
             Exception
         ) as error:  # transformers raises OSError, ValueError, KeyError and its own, by version
             raise _hf_error(name, error, local) from error
+        if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
+            raise ModelError(
+                f"the weights lack '{missing[0]}'" + (f" and {len(missing) - 1} more" if missing[1:] else ""),
+                where=name,
+                hint="config.json and the weights do not belong together, or a file is missing",
+            )
         tokenizer = _hf_tokenizer(path, local)
         from transformer_lens.model_bridge import TransformerBridge
 

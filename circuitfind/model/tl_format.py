@@ -50,6 +50,13 @@ def boot_native(
     *,
     source: str,
 ) -> Model:
+    kind = config.get("normalization_type")
+    if kind is not None and str(kind).upper() not in ("LN", "LNPRE", "RMS", "RMSPRE"):  # run as LayerNorm otherwise
+        raise ModelError(
+            f"the configuration names a normalisation '{kind}' that is not known",
+            where=name,
+            hint="LN, LNPre, RMS, RMSPre and null are",
+        )
     with quiet():
         from transformer_lens.config import TransformerBridgeConfig
         from transformer_lens.model_bridge import TransformerBridge
@@ -57,7 +64,7 @@ def boot_native(
         try:
             settings = TransformerBridgeConfig(**{**config, "device": str(device)})
             bridge = TransformerBridge.boot_native(settings)
-        except (TypeError, ValueError, KeyError, NotImplementedError) as error:
+        except (TypeError, ValueError, KeyError, RuntimeError) as error:
             raise ModelError(
                 f"the configuration is not one of a TransformerLens model: {error}",
                 where=name,

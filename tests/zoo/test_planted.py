@@ -234,16 +234,11 @@ def test_the_other_direction_does_not_see_the_arms(seed: int) -> None:
 
 def bridge_logits(config: dict[str, Any], state: dict[str, Tensor], tokens: Tensor) -> Tensor:
     """The logits of TransformerLens for the same weights. [batch, pos, d_vocab_out]"""
-    from transformer_lens.config import TransformerBridgeConfig
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
+    from circuitfind.model.tl_format import boot_native
 
-    cfg = TransformerBridgeConfig(**config, architecture="TransformerLensNative")
-    bridge = TransformerBridge.boot_native(cfg)
-    bridge.load_state_dict(convert_tl_checkpoint(state, bridge.cfg), strict=True)
-    bridge.eval()
+    model = boot_native(config, state, "test", torch.device("cpu"), "", source="test")
     with torch.no_grad():
-        logits: Tensor = bridge(tokens, return_type="logits")
+        logits: Tensor = model.bridge(tokens, return_type="logits")
     return logits
 
 
