@@ -83,6 +83,7 @@ def prune(
             mask = connected(anatomy, mask | kept)
         budget = rule.evaluations - (evaluator.n_evaluations - before)
         mask, minimal = _drop(mask, kept, scores, order, evaluator, rule.faithfulness, budget, report)
+        minimal = minimal and not (mask & kept).any()  # what is kept on purpose was not tried
     if not mask.any():
         raise RunError(
             f"no way from the input to the logits is left ({rule})",

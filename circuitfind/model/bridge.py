@@ -50,6 +50,8 @@ class Layer:
     b_q: Float[Tensor, "head d_head"] | None
     b_k: Float[Tensor, "kv_head d_head"] | None
     b_v: Float[Tensor, "kv_head d_head"] | None
+    b_o: Float[Tensor, " d_model"] | None
+    """Added to the stream beside the heads; it belongs to no writer and is never ablated."""
 
     def project(
         self, slot: str, normed: Float[Tensor, "patch head token d_model"]
@@ -179,7 +181,8 @@ class Model:
         w_k, b_k = heads(attention.k, n_kv_heads)
         w_v, b_v = heads(attention.v, n_kv_heads)
         norm = read_norm(block.ln1.original_component, self.d_model, f"{where}, norm before attention")
-        return Layer(sites, norm, post_norm, w_q, w_k, w_v, w_o.contiguous(), b_q, b_k, b_v)
+        b_o = _bias(attention.o)
+        return Layer(sites, norm, post_norm, w_q, w_k, w_v, w_o.contiguous(), b_q, b_k, b_v, b_o)
 
     # Running.
 
@@ -261,8 +264,7 @@ class Model:
                     layer.project(slot, normed), wanted, f"{slot} of block {i} is not what its weights give"
                 )
             z = layer.scaled(here["z"].unflatten(-1, (n_heads, self.d_head)), here["attn_raw"])
-            constant = _bias(list(self.bridge.blocks)[i].attn.o)
-            total = torch.einsum("bshe,hed->bsd", z, layer.w_o) + (0 if constant is None else constant)
+            total = torch.einsum("bshe,hed->bsd", z, layer.w_o) + (0 if layer.b_o is None else layer.b_o)
             self._same(total, here["attn_out"], f"the heads of block {i} do not sum to its attention output")
             after = stream + here["attn_out"]
             if self.has_mlp:

@@ -5,6 +5,10 @@ stream, for everyone. An **edge** that is replaced shows its ablated value to on
 stream plus the sum, over the replaced edges into it, of (ablated - current) writer outputs. Replacing all outgoing edges
 of a node is the same as replacing the node.
 
+Where a patch replaces most edges into some readers, their input is put together from the other end: the ablated stream plus the
+sum, over the edges that are left, of (current - ablated). With few edges left this is more exact: under zero ablation a
+stream that was cancelled out would leave rounding errors, which a norm then blows up.
+
 Heads read through their own ``<q>``, ``<k>``, ``<v>`` inputs: each is normalised and projected apart. Corrections are one
 matrix product per reader group, ``mask [reader, writer] @ delta [writer, token * d_model]``.
 """
@@ -72,6 +76,11 @@ class PatchedPass:
             )
         self._z: Tensor | None = None
         self._stream: Tensor | None = None
+        # What the ablated writers and the constants so far sum to: [token, d_model], now and before this layer.
+        self._ablated_stream = torch.zeros(
+            self._n_prompts * self._length, model.d_model, device=device, dtype=model.dtype
+        )
+        self._before_layer = self._ablated_stream
 
     def run(
         self,
@@ -96,8 +105,8 @@ class PatchedPass:
         for index, layer in enumerate(model.layers):
             heads = anatomy.head_slice(index)
             columns = {s: anatomy.reader_slice(index, s) for s in ("q", "k", "v", "mlp")}
-            if any(self._any_edge[columns[s]].any() for s in ("q", "k", "v")):
-                hooks.append((layer.sites["resid"], self._keep_stream))
+            if edges:
+                hooks.append((layer.sites["resid"], self._enter_layer))
                 touched = [slot for slot in ("q", "k", "v") if self._any_edge[columns[slot]].any()]
                 hooks += [(layer.sites[slot], self._reader(index, slot)) for slot in touched]
             if edges or self._any_node[heads].any():
@@ -107,7 +116,8 @@ class PatchedPass:
                 row = anatomy.mlp_row(index)
                 if self._any_edge[columns["mlp"]].any():
                     before = anatomy.rows_before(index, "mlp")
-                    hooks.append((layer.sites["mlp_in"], self._single(columns["mlp"].start, before)))
+                    hook = self._single(columns["mlp"].start, before, beside_heads=anatomy.parallel)
+                    hooks.append((layer.sites["mlp_in"], hook))
                 if edges or self._any_node[row]:
                     hooks.append((layer.sites["mlp_out"], self._mlp(row, index)))
         if self._any_edge[-1]:
@@ -133,6 +143,7 @@ class PatchedPass:
             current = torch.where(self._nodes[:, row, None, None], wanted, current)
         if self._delta is not None:
             torch.sub(wanted, current, out=self._delta[:, row])
+            self._ablated_stream = self._ablated_stream + wanted[0]
         return self._by_row(current) if replaced else None
 
     def _mlp(self, row: int, index: int) -> Hook:
@@ -166,21 +177,29 @@ class PatchedPass:
                 gap = gap * ~replaced
             if self._delta is not None:
                 self._delta[:, rows] = torch.matmul(gap.transpose(1, 2), layer.w_o)
+                heads = self._ablated.z[index].flatten(2).flatten(0, 1) @ layer.w_o.flatten(0, 1)
+                self._ablated_stream = self._ablated_stream + heads + (0 if layer.b_o is None else layer.b_o)
             return result
 
         return hook
 
     # Readers.
 
-    def _correction(self, columns: slice, before: int) -> Float[Tensor, "patch reader token d_model"]:
-        """What the replaced edges into some readers change in their input, from the writers before them."""
+    def _inputs(
+        self, stream: Float[Tensor, "patch token d_model"], ablated: Tensor, columns: slice, before: int
+    ) -> Float[Tensor, "patch reader token d_model"]:
+        """What some readers read, given the stream and its ablated twin, from the writers before them."""
         assert self._delta is not None
-        delta = self._delta[:, :before].flatten(2)
-        found = torch.bmm(self._edges[:, columns, :before], delta)
-        return torch.unflatten(found, -1, (-1, self._model.d_model))
+        edges = self._edges[:, columns, :before]
+        mostly_cut = edges.mean((1, 2), keepdim=True) > 0.5  # by patch
+        # From the ablated end the edges that are left count -1: (edges - 1) @ (ablated - current).
+        change = torch.bmm(edges - mostly_cut.to(edges.dtype), self._delta[:, :before].flatten(2))
+        start = torch.where(mostly_cut, ablated, stream)
+        return start[:, None] + torch.unflatten(change, -1, (-1, self._model.d_model))
 
-    def _keep_stream(self, x: Tensor) -> None:
+    def _enter_layer(self, x: Tensor) -> None:
         self._stream = self._by_patch(x)
+        self._before_layer = self._ablated_stream
 
     def _reader(self, index: int, slot: str) -> Hook:
         layer, anatomy = self._model.layers[index], self._model.anatomy
@@ -188,15 +207,17 @@ class PatchedPass:
 
         def hook(_: Tensor) -> Tensor:
             assert self._stream is not None
-            inputs = self._stream[:, None] + self._correction(columns, before)
+            inputs = self._inputs(self._stream, self._before_layer, columns, before)
             return self._by_row(layer.project(slot, layer.norm(inputs)))
 
         return hook
 
-    def _single(self, column: int, before: int) -> Hook:
-        """A reader with one input: an MLP or the logits."""
+    def _single(self, column: int, before: int, *, beside_heads: bool = False) -> Hook:
+        """A reader with one input: an MLP or the logits. In a parallel block the MLP reads beside the heads."""
 
         def hook(x: Tensor) -> Tensor:
-            return x + self._by_row(self._correction(slice(column, column + 1), before)[:, 0])
+            ablated = self._before_layer if beside_heads else self._ablated_stream
+            inputs = self._inputs(self._by_patch(x), ablated, slice(column, column + 1), before)
+            return self._by_row(inputs[:, 0])
 
         return hook

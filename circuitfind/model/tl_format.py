@@ -51,7 +51,12 @@ def boot_native(
     source: str,
 ) -> Model:
     kind = config.get("normalization_type")
-    if kind is not None and str(kind).upper() not in ("LN", "LNPRE", "RMS", "RMSPRE"):  # run as LayerNorm otherwise
+    if kind is not None and str(kind).upper() not in (
+        "LN",
+        "LNPRE",
+        "RMS",
+        "RMSPRE",
+    ):  # run as LayerNorm otherwise
         raise ModelError(
             f"the configuration names a normalisation '{kind}' that is not known",
             where=name,
