@@ -72,7 +72,8 @@ def test_planted_circuit_is_found(name: str) -> None:
     # What clean and corrupted prompts share is no part of a circuit under resample, but may be needed under mean.
     assert other["ablation"] == "mean"
     assert other["n_prompts"] == resample["n_prompts"] == 64
-    assert found.summary["minimal"] is True
+    # Denoising keeps both arms of the OR on purpose, so that circuit is not minimal.
+    assert found.summary["minimal"] is (name != "or-gate")
     assert found.summary["prompts"]["accuracy"] == 1.0
     shown = {node["role"] for node in found.circuit.as_dict()["nodes"]} - {None}
     assert shown, "nodes carry their roles"

@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
@@ -160,6 +162,11 @@ def _check_safetensors(path: Path) -> None:
 
 
 def _load_hub(name: str, device: torch.device) -> Model:
+    if not _offline() and not _cached(name) and not _reachable():
+        # The hub's client would try again for half a minute before it says the same.
+        raise _hf_error(
+            name, OSError("the hub cannot be reached, and the model is not in its cache"), local=False
+        )
     return _load_hf(name, name, device, fingerprint=None, local=False)
 
 
@@ -278,6 +285,29 @@ def _hash_state(state: Mapping[str, Tensor]) -> str:
 
 def _offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
+def _cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except ValueError:  # no possible name of a repository; the hub's client says so better
+        return True
+
+
+def _reachable() -> bool:
+    """Whether the hub answers at all. With a proxy only the hub's client can tell."""
+    from huggingface_hub import constants
+
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        with socket.create_connection((address.hostname or "", address.port or 443), timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def _first_line(error: BaseException) -> str:

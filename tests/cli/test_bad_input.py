@@ -279,7 +279,10 @@ def test_a_pickle_named_safetensors_is_not_read(cli: Cli, toy: Toy) -> None:
     ("tensor", "says"),
     [
         ("unembed.W_U", ["NaN or infinite logits", "toy.yaml:", "check the model's weights"]),
-        ("blocks.1.attn.W_V", ["NaN or infinite values", "first at v of block 1", "check the model's weights"]),
+        (
+            "blocks.1.attn.W_V",
+            ["NaN or infinite values", "first at v of block 1", "check the model's weights"],
+        ),
     ],
 )
 def test_nan_from_the_model(cli: Cli, toy: Toy, tensor: str, says: list[str]) -> None:

@@ -105,10 +105,32 @@ def test_a_hub_that_cannot_be_reached_is_a_model_error(monkeypatch: pytest.Monke
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    monkeypatch.setattr("circuitfind.model.load._reachable", lambda: True)
     error = refused("some-lab/some-model")
     assert "some-lab/some-model" in error.what
     assert "couldn't connect" in error.details[0]
     assert "more lines" not in str(error)
+
+
+def test_a_hub_out_of_reach_is_told_before_its_client_tries_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    import transformers
+
+    def no_way(*args: object, **options: object) -> None:
+        raise OSError("no route")
+
+    def never(*args: object, **options: object) -> None:
+        raise AssertionError("the hub's client was asked")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(socket, "create_connection", no_way)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", never)
+    error = refused("some-lab/some-model")
+    assert "some-lab/some-model" in error.what
+    assert "cannot be reached" in error.details[0]
 
 
 def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
