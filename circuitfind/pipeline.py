@@ -104,6 +104,7 @@ class _Stages:
         prompts = self._stage("prompts", keys["prompts"], self._prompts)
         facts = prompts.facts
         self.session.kept = list(facts["kept"])
+        self.run.record(hashes={"prompts": facts["content_hash"]})
         scores_stage = self._stage("scores", keys["scores"], self._scores)
         scores = Scores.load(scores_stage.files["scores.npz"])
         circuit_stage = self._stage("circuit", keys["circuit"], lambda: self._circuit(scores, facts))
