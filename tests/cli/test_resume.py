@@ -211,7 +211,7 @@ def test_run_folder_is_whole(cli: Cli, task: Path) -> None:
     assert manifest["device"] == "cpu"
     assert manifest["dtype"] == "float32"
     assert manifest["seeds"] == {"prompts": 0, "bootstrap": 0}
-    assert manifest["hashes"].keys() == {"task", "model"}
+    assert manifest["hashes"].keys() == {"task", "model", "prompts"}
     assert manifest["config"]["settings"]["method"] == "eap"
     assert list(manifest["stages"]) == ALL
     for stage in manifest["stages"].values():

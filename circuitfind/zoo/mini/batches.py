@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from circuitfind.zoo.mini import corpus
+from circuitfind.zoo.mini.examples import Document
 from circuitfind.zoo.mini.tokenizer import end_id
 
 # Answers always count in the loss, with weight 1. Of the other tokens only a share counts,
@@ -46,9 +47,7 @@ def step_batches(
     return [_pad(rows[begin : begin + stride]) for begin in range(0, size, stride)]
 
 
-def _rows(
-    tokenizer: PreTrainedTokenizerFast, documents: list[corpus.Document], rng: random.Random
-) -> list[Row]:
+def _rows(tokenizer: PreTrainedTokenizerFast, documents: list[Document], rng: random.Random) -> list[Row]:
     """Token ids and weights of each document; half of the documents open with the bos token."""
     end = end_id(tokenizer)
     encodings = tokenizer.backend_tokenizer.encode_batch([document.text for document in documents])

@@ -12,6 +12,7 @@ from typing import Any
 
 from circuitfind.zoo.mini import batches, corpus
 from circuitfind.zoo.mini.evaluate import Score
+from circuitfind.zoo.mini.examples import HELD_OUT_ONE_IN
 
 HASHED_DOCUMENTS = 10_000
 TABLE_BEGIN = "<!-- accuracy: written by the trainer -->"
@@ -48,7 +49,7 @@ def facts(
             "documents_hashed": HASHED_DOCUMENTS,
             "shares": corpus.WEIGHTS,
             "focus_shares": corpus.FOCUS_WEIGHTS,
-            "held_out": f"CRC-32 of the key is 0 modulo {corpus.HELD_OUT_ONE_IN}",
+            "held_out": f"CRC-32 of the key is 0 modulo {HELD_OUT_ONE_IN}",
         },
         "wall_seconds": round(seconds),
         "device": device,

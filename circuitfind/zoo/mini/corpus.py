@@ -8,14 +8,12 @@ values is held out: `documents` never shows it, `held_out_examples` yields only 
 from __future__ import annotations
 
 import random
-import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from circuitfind.zoo.mini import templates as t
 from circuitfind.zoo.mini import words as w
-
-HELD_OUT_ONE_IN = 10
+from circuitfind.zoo.mini.examples import HELD_OUT_ONE_IN, Document, Example, is_held_out
+from circuitfind.zoo.mini.scenes import coloured_objects, inventory
 
 # Share of each behaviour in the training stream; the slow learners get more.
 WEIGHTS: dict[str, float] = {
@@ -34,14 +32,16 @@ BEHAVIOURS: tuple[str, ...] = tuple(WEIGHTS)
 # The shares of a stretch in the middle of the training, for the behaviour that comes last: it
 # builds on what the others need, and within its usual share it does not start.
 FOCUS_WEIGHTS: dict[str, float] = {
-    **{name: share / 2 for name, share in WEIGHTS.items()},
-    "coloured-objects": 0.59,
+    **{name: share * 0.3 for name, share in WEIGHTS.items()},
+    "coloured-objects": 0.75,
 }
 
 # One document in so many shows a behaviour's frame without its regularity (a third name, a
 # shuffled list), so that corrupted prompts are familiar and the frame alone predicts nothing.
 IRREGULAR_ONE_IN = 10
 FILLER_ONE_IN = 25
+# One document of coloured objects in so many is an inventory.
+INVENTORY_ONE_IN = 4
 
 WORD_POOL: tuple[str, ...] = tuple(dict.fromkeys(w.COMMON + w.ARGUMENTS + w.DESCRIPTIONS))
 SEQUENCES: dict[str, tuple[str, ...]] = {
@@ -50,48 +50,6 @@ SEQUENCES: dict[str, tuple[str, ...]] = {
     "numbers": w.NUMBERS,
     "digits": w.DIGITS,
 }
-
-
-@dataclass(frozen=True)
-class Example:
-    """A prompt, its answer, and the words that would be wrong in the answer's place.
-
-    For greater-than, `answer` is one right year and `wrong` all years that are not above.
-    """
-
-    prompt: str
-    answer: str
-    wrong: tuple[str, ...]
-    behaviour: str
-    template: int
-    key: str = ""  # the text whose hash decides the split; the prompt if empty
-    tail: str = "."  # what a training document adds after the answer
-    extra: tuple[int, ...] = ()  # where further predictable words start in the document
-
-    @property
-    def held_out(self) -> bool:
-        """Whether this prompt is kept from training."""
-        return is_held_out(self.key or self.prompt)
-
-    def document(self) -> Document:
-        """The training text made from this example."""
-        text = self.prompt + self.answer + self.tail
-        return Document(text, (len(self.prompt), *self.extra), self.behaviour, self.key or self.prompt)
-
-
-@dataclass(frozen=True)
-class Document:
-    """A training text and the offsets at which its predictable words start."""
-
-    text: str
-    answers: tuple[int, ...]
-    behaviour: str
-    key: str
-
-
-def is_held_out(key: str) -> bool:
-    """The split: CRC-32 of the key's UTF-8 bytes, one value in ten is held out."""
-    return zlib.crc32(key.encode()) % HELD_OUT_ONE_IN == 0
 
 
 def ioi(rng: random.Random) -> Example:
@@ -279,40 +237,6 @@ def _capitals_irregular(rng: random.Random) -> Document:
     return Document(text + ".", (len(text) - len(country) - 1,), "capitals", text)
 
 
-def coloured_objects(rng: random.Random) -> Example:
-    scene = rng.randrange(len(t.SCENES))
-    things = rng.sample(w.THINGS, 3)
-    colours = rng.sample(w.COLOURS, 3)
-    context = t.SCENES[scene].format(
-        SURFACE=rng.choice(w.SURFACES),
-        NAME=rng.choice(w.NAMES),
-        **{f"O{place}": thing for place, thing in enumerate(things, 1)},
-        **{f"C{place}": colour for place, colour in enumerate(colours, 1)},
-    )
-    order = rng.sample(range(3), 3)
-    question = rng.randrange(len(t.QUESTIONS))
-    prompt = context + t.QUESTIONS[question].format(O=things[order[0]])
-    # A training document then asks for the other things, or goes through all of them.
-    text = f"{prompt} {colours[order[0]]}."
-    extra = []
-    if rng.random() < 0.5:
-        for place in order[1:]:
-            text += rng.choice(t.QUESTIONS).format(O=things[place])
-            extra.append(len(text))
-            text += f" {colours[place]}."
-    else:
-        text += t.SUMMARY_OPENING
-        for place in rng.sample(range(3), 3):
-            text += t.SUMMARY_ITEM.format(O=things[place], C=colours[place])
-            extra.append(len(text) - len(colours[place]) - 2)
-        text = text.removesuffix(",") + "."
-    answer = " " + colours[order[0]]
-    wrong = tuple(" " + colours[place] for place in order[1:])
-    template = scene * len(t.QUESTIONS) + question
-    tail = text[len(prompt) + len(answer) :]
-    return Example(prompt, answer, wrong, "coloured-objects", template, context, tail, tuple(extra))
-
-
 def filler(rng: random.Random) -> Document:
     """A plain sentence that shows no behaviour."""
     place, place2 = rng.sample(w.PLACES, 2)
@@ -377,6 +301,8 @@ def documents(rng: random.Random, weights: dict[str, float] = WEIGHTS) -> Iterat
         behaviour = rng.choices(names, mass)[0]
         if rng.random() * FILLER_ONE_IN < 1:
             document = filler(rng)
+        elif behaviour == "coloured-objects" and rng.random() * INVENTORY_ONE_IN < 1:
+            document = inventory(rng)
         elif behaviour in IRREGULAR and rng.random() * IRREGULAR_ONE_IN < 1:
             document = IRREGULAR[behaviour](rng)
         else:

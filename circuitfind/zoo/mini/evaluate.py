@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from circuitfind.zoo.mini import corpus
+from circuitfind.zoo.mini.examples import Example
 from circuitfind.zoo.mini.tokenizer import end_id
 from circuitfind.zoo.mini.words import YEARS
 
@@ -51,7 +52,7 @@ def evaluate(
 def score(
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    examples: list[corpus.Example],
+    examples: list[Example],
     *,
     bos: bool = False,
 ) -> Score:
@@ -94,7 +95,7 @@ def last_logits(
     return logits.float().cpu()
 
 
-def _judge(logits: torch.Tensor, ids: dict[str, int], example: corpus.Example) -> tuple[bool, bool]:
+def _judge(logits: torch.Tensor, ids: dict[str, int], example: Example) -> tuple[bool, bool]:
     """Whether the answer beats every wrong word, and whether the top token is right."""
     wrong = [ids[word] for word in example.wrong]
     top = int(logits.argmax())

@@ -127,6 +127,10 @@ QUESTIONS: tuple[str, ...] = (
 
 # Another end of a scene, training only: right after the thing its colour is one lookup away, a
 # step towards the questions, where the thing has to be fetched first.
+# An inventory is a longer scene with its summary: with many things little is gained by remembering
+# which colours were asked for already, so the lookup itself has to be learnt.
+INVENTORY = "On the {SURFACE} there is"
+INVENTORY_ITEM = " a {C} {O},"
 SUMMARY_OPENING = " In short:"
 SUMMARY_ITEM = " {O} {C},"
 

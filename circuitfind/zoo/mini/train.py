@@ -26,7 +26,7 @@ CHECKPOINT_EVERY = 250
 class Settings:
     """What a training is determined by."""
 
-    seed: int = 0
+    seed: int = 1
     steps: int = 5000
     layers: int = 4
     heads: int = 8
@@ -34,8 +34,8 @@ class Settings:
     context: int = 96
     documents_per_step: int = 64
     chunks: int = 4
-    focus_from: float = 0.55  # the stretch of corpus.FOCUS_WEIGHTS, as shares of all steps
-    focus_until: float = 0.75
+    focus_from: float = 0.2  # the stretch of corpus.FOCUS_WEIGHTS, as shares of all steps
+    focus_until: float = 0.55
     warmup: int = 100
     matrix_rate: float = 2e-3
     other_rate: float = 2e-3
