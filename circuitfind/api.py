@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from circuitfind.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from circuitfind.pipeline import Discovery
+    from circuitfind.summary import Discovery
     from circuitfind.task.spec import TaskSpec
 
 

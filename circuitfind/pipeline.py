@@ -15,8 +15,6 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,33 +29,13 @@ from circuitfind.output.draw import dot_binary, install_hint, render
 from circuitfind.output.store import Run, Stage, Store, stage_key
 from circuitfind.session import Reporter, Session, Silent, configuration, stage_keys, task_hash
 from circuitfind.settings import Settings
-from circuitfind.summary import compare_with_known, known_roles, summarise
+from circuitfind.summary import Discovery, compare_with_known, known_roles, summarise
 from circuitfind.task.spec import TaskSpec
 
 if TYPE_CHECKING:
     from circuitfind.task.pairs import PromptPairs
 
 STAGES = ("prompts", "scores", "circuit", "pictures")
-
-
-@dataclass(frozen=True)
-class Discovery:
-    """What ``discover`` returns.
-
-    Attributes:
-        circuit: With its evaluations.
-        folder: The run folder; every file is in it.
-        summary: The numbers that the command prints, as plain data.
-    """
-
-    circuit: Circuit
-    folder: Path
-    summary: Mapping[str, Any]
-
-    @cached_property
-    def scores(self) -> Scores:
-        """The scores of every node or edge."""
-        return Scores.load(self.folder / "scores.npz")
 
 
 def discover_task(

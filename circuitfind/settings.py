@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 from circuitfind.circuit.rule import Rule
 from circuitfind.config import ABLATIONS, DEFAULT_TARGET, DIRECTIONS, Ablation, Direction
 from circuitfind.errors import UsageError, did_you_mean
 from circuitfind.methods import METHODS
-from circuitfind.task.spec import TaskSpec
+from circuitfind.task.spec import MetricName, TaskSpec
 
 DEFAULT_METHOD = "eap"
 
@@ -78,9 +78,7 @@ def resolve(
         task=spec.name,
         model=model or spec.model,
         method=method,
-        metric=_one_of(
-            "metric", metric or spec.metric, ("logit-diff", "prob-diff", "log-prob", "kl", "accuracy")
-        ),
+        metric=_one_of("metric", metric or spec.metric, get_args(MetricName)),
         ablation=_one_of("ablation", ablation or spec.ablation, ABLATIONS),  # type: ignore[arg-type]  # checked by it
         mean_over=spec.mean_over,
         direction=_one_of("direction", direction or spec.direction, DIRECTIONS),  # type: ignore[arg-type]  # likewise

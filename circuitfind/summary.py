@@ -92,17 +92,34 @@ def summarise(
 
 
 @dataclass(frozen=True)
-class Found:
-    """A run as it lies on disk, for commands that load no model."""
+class Discovery:
+    """What ``discover`` returns.
+
+    Attributes:
+        circuit: With its evaluations.
+        folder: The run folder; every file is in it.
+        summary: The numbers that the command prints, as plain data.
+    """
 
     circuit: Circuit
     folder: Path
-    status: str
     summary: Mapping[str, Any]
 
     @cached_property
     def scores(self) -> Scores:
+        """The scores of every node or edge."""
         return Scores.load(self.folder / "scores.npz")
+
+
+@dataclass(frozen=True)
+class Found(Discovery):
+    """The same as it lies on disk, for commands that load no model.
+
+    Attributes:
+        status: How the run ended.
+    """
+
+    status: str
 
 
 def stored(run: Run) -> Found:
@@ -131,4 +148,4 @@ def stored(run: Run) -> Found:
         else []
     )
     counted = {name: stages[name] for name in needed}  # as `discover` counts: drawing is no part of the cost
-    return Found(circuit, run.path, run.status, summarise(circuit, counted, pictures, run.path))
+    return Found(circuit, run.path, summarise(circuit, counted, pictures, run.path), run.status)
