@@ -31,6 +31,9 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 SCALE = (16, 64, 256, 1024)
 """Prompt pairs of the scaling curve."""
 
+SCALE_BUDGET = 3 * 10**9
+"""Bytes that the scaling curve plans for, so that memory is seen to end there."""
+
 
 def find_method(name: str, options: Mapping[str, Any] | None = None) -> Method:
     """The method of that name.
@@ -51,13 +54,16 @@ def find_method(name: str, options: Mapping[str, Any] | None = None) -> Method:
         raise NotAvailable(f"'{name}' takes no options") from error
 
 
-def fresh_runs(case: Case, kind: Kind = "early", count: int = 16) -> Callable[[], Runs]:
-    """Makes ``Runs`` that have run nothing yet."""
+def fresh_runs(
+    case: Case, kind: Kind = "early", count: int = 16, budget: int | None = None
+) -> Callable[[], Runs]:
+    """Makes ``Runs`` that have run nothing yet, for so many bytes or for what is free."""
+    from circuitfind.model.memory import make_plan
     from circuitfind.model.runs import Runs
     from circuitfind.task.metrics import get_metric
 
     model, pairs, metric = case.model, case.pairs(kind, count), get_metric("logit-diff")
-    return lambda: Runs(model, pairs, metric)
+    return lambda: Runs(model, pairs, metric, plan=make_plan(model, budget))
 
 
 def cached_runs(case: Case) -> Runs:
@@ -71,12 +77,12 @@ def cached_runs(case: Case) -> Runs:
 
 
 def attribution(
-    name: str, options: Mapping[str, Any] | None = None, count: int = 16
+    name: str, options: Mapping[str, Any] | None = None, count: int = 16, budget: int | None = None
 ) -> Callable[[Case], Closure]:
     """A method that scores everything at once, from prompts to scores."""
 
     def make(case: Case) -> Closure:
-        method, runs = find_method(name, options), fresh_runs(case, count=count)
+        method, runs = find_method(name, options), fresh_runs(case, count=count, budget=budget)
         return lambda: method.run(runs(), ablation="resample", direction="noising")
 
     return make
@@ -150,7 +156,7 @@ SIDES: dict[str, Callable[[Case], Closure]] = {
     "circuit half": circuit(half_of_edges),
     "circuit fifth": circuit(fifth_of_nodes),
     "acdc": acdc,
-    **{f"eap {count}": attribution("eap", count=count) for count in SCALE},
+    **{f"eap {count}": attribution("eap", count=count, budget=SCALE_BUDGET) for count in SCALE},
 }
 
 

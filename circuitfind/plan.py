@@ -16,10 +16,10 @@ from circuitfind.session import Session, configuration, stage_keys
 if TYPE_CHECKING:
     from circuitfind.model.runs import Runs
 
-EDGE_PASS = 2.5
-"""What an edge-patched pass costs beside a plain one (every head is projected twice, and corrections are summed)."""
+EDGE_PASS = 0.7
+"""What the evaluation of a circuit costs beside a plain pass: 1.3 with half of all edges, 0.4 with a fifth of the nodes."""
 
-TYPICAL_TRIALS = 200
+TYPICAL_TRIALS = 100
 """Circuits that pruning by faithfulness tries on models of this size; it depends on what it finds."""
 
 

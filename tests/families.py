@@ -282,7 +282,14 @@ def pairs_for(built: Model, **options: Any) -> PromptPairs:
     return random_pairs(built.n_vocab, built.n_vocab_out, **options)
 
 
-PLAN = MemoryPlan(budget=1 << 30, batch_tokens=4096, pass_tokens=4096, edge_tokens=4096, cache_bytes=1 << 30)
+PLAN = MemoryPlan(
+    budget=1 << 30,
+    prompt_tokens=4096,
+    batch_tokens=4096,
+    pass_tokens=4096,
+    edge_tokens=4096,
+    cache_bytes=1 << 30,
+)
 """Sizes of batches and passes that do not depend on the memory that is free."""
 
 

@@ -77,7 +77,7 @@ def test_rank_correlation(script: ModuleType) -> None:
 def test_a_planted_model_from_start_to_end(script: ModuleType) -> None:
     refused: dict[tuple[str, str], str] = {}
     case = script.planted_case("or-gate", 0)
-    found = script.results_of(case, ["eap", "activation-patching"], refused, lambda slow: True)
+    found = script.results_of(case, ["eap", "activation-patching"], refused)
     assert [r.method for r in found] == ["eap", "activation-patching", "random"]
     assert (found[0].auc, found[0].prompts, found[0].cpr) == (1.0, 16, None)
     assert found[0].at_true == pytest.approx(1, abs=0.05)

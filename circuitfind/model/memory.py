@@ -18,6 +18,8 @@ SPARE = 0.8
 """Share of what is free that is used when no budget is given."""
 CPU_TOKENS, GPU_TOKENS = 4096, 65536
 """Rows beyond this many tokens make a pass no faster."""
+CPU_BATCH, GPU_BATCH = 1024, 65536
+"""The same for the tokens of a batch, whose runs are held while it is worked on."""
 
 _UNITS = {
     "": 1,
@@ -63,13 +65,15 @@ class MemoryPlan:
 
     Attributes:
         budget: Bytes beyond the model's weights.
+        prompt_tokens: Tokens of the longest prompt that it has room for.
         batch_tokens: Tokens of one side in a batch.
         pass_tokens: Tokens in the rows of a pass that replaces nodes.
         edge_tokens: The same for a pass that replaces edges.
-        cache_bytes: Finished runs that are kept.
+        cache_bytes: What is kept of finished work: half for runs, half for what patched passes start from.
     """
 
     budget: int
+    prompt_tokens: int
     batch_tokens: int
     pass_tokens: int
     edge_tokens: int
@@ -86,6 +90,7 @@ class MemoryPlan:
         wide, edges = (min(most, rows or most) for most in (self.pass_tokens, self.edge_tokens))
         return MemoryPlan(
             self.budget // 2,
+            max(1, self.prompt_tokens // 2),
             max(1, batch if rows else batch // 2),
             max(1, wide // 2),
             max(1, edges // 2),
@@ -115,12 +120,14 @@ def make_plan(model: Model, budget: int | None) -> MemoryPlan:
     if budget is None:
         budget = int(SPARE * free_bytes(model.device))
     cost = token_bytes(model)
-    most = GPU_TOKENS if model.device.type == "cuda" else CPU_TOKENS
+    cuda = model.device.type == "cuda"
+    most, largest = (GPU_TOKENS, GPU_BATCH) if cuda else (CPU_TOKENS, CPU_BATCH)
     # Half for the batch (both runs, the table of differences, its scores), a quarter for the rows of a pass.
     batch = int(0.5 * budget) // (2 * (cost["run"] + cost["kept"]) + 2 * cost["gap"])
     return MemoryPlan(
         budget=budget,
-        batch_tokens=max(1, min(most, batch)),
+        prompt_tokens=max(1, batch),
+        batch_tokens=max(1, min(largest, batch)),
         pass_tokens=max(1, min(most, int(0.25 * budget) // cost["node"])),
         edge_tokens=max(1, min(most, int(0.25 * budget) // cost["edge"])),
         cache_bytes=int(0.25 * budget),

@@ -84,6 +84,11 @@ class Runs:
         self._progress = progress or (lambda done: None)
         self._note = note or (lambda text: None)
         self._noted = False
+        if self.plan.prompt_tokens < longest:
+            self._note(
+                f"a prompt of {longest} tokens takes more memory than the {self.plan.budget / 1e9:.2g} GB planned for: "
+                "going on with one at a time"
+            )
         self._start()
 
     def __len__(self) -> int:
@@ -99,7 +104,7 @@ class Runs:
         self._right: dict[int, Bool[np.ndarray, " batch"]] = {}
         self._logprobs: dict[int, Tensor] = {}
         self._narrow: dict[int, tuple[Tensor, AnswerBatch]] = {}
-        self._contrast: tuple[tuple[int, Carried, Side, int], Contrast] | None = None
+        self._contrasts: OrderedDict[tuple[int, Carried, Side, int], Contrast] = OrderedDict()
         for name in ("_means", "clean", "corrupted", "answered_rightly"):
             self.__dict__.pop(name, None)
 
@@ -165,7 +170,7 @@ class Runs:
         self._cache.move_to_end(key)
         total = sum(t.n_bytes for t, _ in self._cache.values())
         # The latest two stay whatever they take: a batch needs both of its runs.
-        while total > self.plan.cache_bytes and len(self._cache) > 2:
+        while total > self.plan.cache_bytes // 2 and len(self._cache) > 2:
             total -= self._cache.popitem(last=False)[1][0].n_bytes
 
     def metric_of(self, number: int, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, " batch"]:
@@ -268,20 +273,24 @@ class Runs:
     def contrast(
         self, number: int, ablation: Carried, base: Side = "clean", *, keep: bool = False
     ) -> Contrast:
-        """What patched passes over a batch start from. The latest one is kept."""
+        """What patched passes over a batch start from; the latest ones are kept, as many as the plan has room for."""
         key = (number, ablation, base, id(self.constants))
-        if not keep and self._contrast is not None and self._contrast[0] == key:
-            return self._contrast[1]
+        if not keep and key in self._contrasts:
+            self._contrasts.move_to_end(key)
+            return self._contrasts[key]
         is_run = ablation in ("resample", "clean")
         trace = self.trace(number, base, keep=keep, whole=not is_run)
         trace = trace.since(self.batches[number].start if is_run else 0)
         found = Contrast(self.model, trace, self.ablated(number, ablation), is_run)
-        self._contrast = (key, found)
+        self._contrasts[key] = found
+        total = sum(contrast.n_bytes for contrast in self._contrasts.values())
+        while total > self.plan.cache_bytes // 2 and len(self._contrasts) > 1:
+            total -= self._contrasts.popitem(last=False)[1].n_bytes
         return found
 
     def lightened(self, contrast: Contrast) -> Contrast:
         """The same without what only a backward pass needs, in what is kept of it here too."""
-        self._contrast = None
+        self._contrasts.clear()
         for key, (trace, _) in list(self._cache.items()):
             self._cache[key] = (trace.lightened(), False)
         return Contrast(self.model, contrast.base.lightened(), contrast.cut, contrast.cut_is_run)

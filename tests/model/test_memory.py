@@ -73,21 +73,21 @@ def gpt2_small() -> Any:
 def test_a_larger_budget_never_plans_less(family: str) -> None:
     model = families.model(family)
     plans = [make_plan(model, budget) for budget in (0, 10**3, 10**5, 10**6, 10**7, 10**9, 10**12)]
-    for name in ("batch_tokens", "pass_tokens", "edge_tokens", "cache_bytes"):
+    for name in ("prompt_tokens", "batch_tokens", "pass_tokens", "edge_tokens", "cache_bytes"):
         sizes = [getattr(plan, name) for plan in plans]
         assert sizes == sorted(sizes), name
         assert sizes[0] < sizes[-1], name
     smallest, largest = plans[0], plans[-1]
     assert (smallest.batch_tokens, smallest.pass_tokens, smallest.edge_tokens) == (1, 1, 1)
     most = memory.CPU_TOKENS
-    assert (largest.batch_tokens, largest.pass_tokens, largest.edge_tokens) == (most, most, most)
+    assert (largest.batch_tokens, largest.pass_tokens, largest.edge_tokens) == (memory.CPU_BATCH, most, most)
 
 
 def test_prompts_of_2000_tokens_fit_8_gb_on_gpt2_small() -> None:
     """One prompt to a batch and one patch to a pass: what they take, summed, is within the budget."""
     model, budget, length = gpt2_small(), 8 * 10**9, 2000
     plan, cost = make_plan(model, budget), token_bytes(gpt2_small())
-    assert plan.batch_tokens >= length
+    assert plan.prompt_tokens >= length
     tokens = max(plan.batch_tokens, length)
     both_runs = 2 * tokens * (cost["run"] + cost["kept"])
     tables = 2 * tokens * cost["gap"]
