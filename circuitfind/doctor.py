@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 
 import circuitfind
 
@@ -54,7 +53,7 @@ def examine() -> Iterator[Finding]:
     yield from _torch()
     yield _graphviz()
     yield from _folders()
-    yield _mini()
+    yield from _trained()
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
     yield Finding(
         "hub",
@@ -125,14 +124,15 @@ def _folders() -> Iterator[Finding]:
         )
 
 
-def _mini() -> Finding:
-    from circuitfind.zoo.mini import weights_folder
+def _trained() -> Iterator[Finding]:
+    """The models whose weights are files of the package."""
+    from circuitfind.zoo import TRAINED, trained_folder
 
-    try:
-        folder: Path = weights_folder()
-        return Finding("mini", "ok", str(folder))
-    except FileNotFoundError as error:
-        return Finding("mini", "bad", str(error), "reinstall circuitfind")
+    for name in TRAINED:
+        try:
+            yield Finding(name, "ok", str(trained_folder(name)))
+        except FileNotFoundError as error:
+            yield Finding(name, "bad", str(error), "reinstall circuitfind")
 
 
 def _size(count: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +13,7 @@ import circuitfind
 from circuitfind.config import SCHEMA_VERSION
 from circuitfind.model.identity import identity
 from circuitfind.output.store import stage_key
-from circuitfind.settings import Settings
+from circuitfind.settings import BackupOptions, Settings
 from circuitfind.task.spec import TaskSpec
 
 if TYPE_CHECKING:
@@ -73,14 +73,10 @@ class Session:
     def all_pairs(self) -> PromptPairs:
         """Every pair that lines up, rightly answered or not."""
         from circuitfind.task.prompts import make_pairs
-        from circuitfind.zoo import is_zoo
+        from circuitfind.zoo import is_planted
 
         zoo_pairs = None
-        if (
-            self.spec.prompts.zoo is not None
-            and is_zoo(self.settings.model)
-            and self.settings.model != "mini"
-        ):
+        if self.spec.prompts.zoo is not None and is_planted(self.settings.model):
             from circuitfind.model.load import planted
 
             zoo_pairs = planted(self.settings.model).pairs(self.settings.count or 64, self.settings.seed)
@@ -95,7 +91,8 @@ class Session:
             n_vocab=self.model.n_vocab,
         )
 
-    def runs_of(self, pairs: PromptPairs) -> Runs:
+    def runs_of(self, pairs: PromptPairs, metric: str | None = None) -> Runs:
+        """Runs of some pairs, in another metric than that of the settings where one is named."""
         from circuitfind.model.memory import make_plan
         from circuitfind.model.runs import Runs
         from circuitfind.task.metrics import get_metric
@@ -103,7 +100,7 @@ class Session:
         return Runs(
             self.model,
             pairs,
-            get_metric(self.settings.metric),
+            get_metric(metric or self.settings.metric),
             mean_over=self.spec.mean_over,
             plan=make_plan(self.model, self.memory),
             progress=self.reporter.progress,
@@ -178,9 +175,18 @@ def stage_keys(session: Session) -> dict[str, str]:
         ablation="resample",
         positions="none",
         precision="fp32",
+        backups=True,
+        include_backups=False,
     )
     chosen = neutral.as_dict() | {"rule": None}
     prompts = stage_key(common, chosen)
     how = (settings.ablation, settings.direction, settings.positions, settings.precision)
     scores = stage_key(prompts, settings.method, settings.options, *how)
-    return {"prompts": prompts, "scores": scores, "circuit": stage_key(scores, vars(settings.rule))}
+    circuit = stage_key(scores, vars(settings.rule), "pruned.json")
+    keys = {"prompts": prompts, "scores": scores, "circuit": circuit}
+    return keys | ({"backups": backups_key(circuit, settings)} if settings.backups else {})
+
+
+def backups_key(before: str, settings: Settings, options: BackupOptions | None = None) -> str:
+    """What a search for backups depends on: the circuit, or without one the prompts, and its own options."""
+    return stage_key(before, settings.ablation, settings.include_backups, asdict(options or BackupOptions()))

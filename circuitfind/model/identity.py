@@ -31,11 +31,10 @@ def identity(name: str) -> str | None:
     """
     if zoo.is_zoo(name):
         kind, seed = zoo.split_zoo(name)
-        folder = Path(zoo.__file__).parent
-        if kind == "mini":
-            return hash_files(folder / "mini" / "weights")
+        if kind in zoo.TRAINED:
+            return hash_files(zoo.weights_path(kind))
         digest = hashlib.sha256(f"{kind}:{seed}".encode())
-        for path in sorted((folder / "planted").glob("*.py")):
+        for path in sorted((Path(zoo.__file__).parent / "planted").glob("*.py")):
             digest.update(path.read_bytes())
         return digest.hexdigest()
     folder = Path(name).expanduser()

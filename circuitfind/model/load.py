@@ -23,7 +23,7 @@ from circuitfind.model.identity import hash_files, identity
 from circuitfind.model.quiet import quiet
 from circuitfind.model.tl_format import boot_native, load_tl
 from circuitfind.model.tokenizer import HFTokenizer
-from circuitfind.zoo import ZOO, is_zoo, split_zoo
+from circuitfind.zoo import TRAINED, ZOO, is_zoo, split_zoo, trained_folder
 
 if TYPE_CHECKING:
     from circuitfind.zoo.planted import Planted
@@ -45,7 +45,8 @@ def load_model(name: str, *, device: str = "auto") -> Model:
     """Load a model by zoo name, folder or hub name.
 
     Args:
-        name: ``mini``, ``planted/induction`` (``planted/induction:7`` for seed 7), a folder, or a hub name.
+        name: ``mini``, ``mini-redundant``, ``planted/induction`` (``planted/induction:7`` for seed 7), a folder, or
+            a hub name.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
 
     Raises:
@@ -94,15 +95,11 @@ def planted(name: str) -> Planted:
 
 
 def _load_zoo(name: str, device: torch.device) -> Model:
-    if name == "mini":
-        from circuitfind.zoo.mini import weights_folder
-
+    if name in TRAINED:
         try:
-            folder = weights_folder()
+            folder = trained_folder(name)
         except FileNotFoundError as error:
-            raise ModelError(
-                str(error), hint="reinstall circuitfind, or train it: python -m circuitfind.zoo.mini.train"
-            ) from error
+            raise ModelError(str(error), hint="reinstall circuitfind, or train it") from error
         return _load_hf(str(folder), name, device, fingerprint=identity(name), local=True)
     model = planted(name)
     return boot_native(model.config, model.state, name, device, identity(name) or "", source=f"zoo: {name}")
@@ -207,14 +204,13 @@ def _load_hf(path: str, name: str, device: torch.device, *, fingerprint: str | N
                 hint="see `circuitfind doctor` for versions; supported families are listed in the README",
             ) from error
     commit = getattr(hf_model.config, "_commit_hash", None)
+    source = f"folder: {Path(path).resolve()}" if local else f"hub: {path}@{commit}"
     return Model(
         bridge,
         name=name,
         fingerprint=fingerprint or commit or _hash_state(hf_model.state_dict()),
         tokenizer=None if tokenizer is None else HFTokenizer(tokenizer),
-        source=f"folder: {Path(path).resolve()}"
-        if local and name != "mini"
-        else ("zoo: mini" if local else f"hub: {path}@{commit}"),
+        source=f"zoo: {name}" if name in TRAINED else source,
     )
 
 

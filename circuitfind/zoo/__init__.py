@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from circuitfind.errors import ModelError, did_you_mean
 
 ZOO: dict[str, str] = {
@@ -10,12 +12,50 @@ ZOO: dict[str, str] = {
     "planted/ioi-planted": "written weights: duplicate-token, S-inhibition and name-mover heads",
     "planted/and-gate": "written weights: two heads that are jointly necessary",
     "planted/or-gate": "written weights: two heads that are each sufficient",
+    "planted/gated-backup": "written weights: a head, and a backup that wakes without it",
+    "planted/ln-repair": "written weights: two heads that a final LayerNorm weighs against each other",
+    "planted/relief": "written weights: a head, and a negative one that takes part of its answer back",
+    "planted/co-workers": "written weights: two heads that add up",
+    "planted/three-way": "written weights: two heads, and a backup that wakes without both",
+    "planted/single-blind": "written weights: backups that no score of the intact model shows, and decoys",
+    "planted/second-order": "written weights: a head, its backup, and a backup for both",
+    "planted/inner-backup": "written weights: a head that feeds another one, and a backup that feeds it instead",
+    "planted/ioi-redundant": "written weights: name movers, their backups and negative heads, under LayerNorm",
+    "mini-redundant": "mini trained with attention layers left out at random, so that heads may stand in for others",
 }
+
+TRAINED: dict[str, str] = {"mini": "", "mini-redundant": " --drop-attention 0.15"}
+"""Models whose weights were trained and are files of the package, with the options of their training."""
+
+
+def is_planted(name: str) -> bool:
+    """Whether the name is meant for a model whose weights are written when it is asked for, known or not."""
+    return name.startswith("planted/")
 
 
 def is_zoo(name: str) -> bool:
     """Whether the name is meant for the zoo, known or not."""
-    return name == "mini" or name.startswith("planted/")
+    return name in TRAINED or is_planted(name)
+
+
+def weights_path(name: str) -> Path:
+    """Where the weights of a trained model belong; those of ``mini-redundant`` are in ``mini_redundant``."""
+    return Path(__file__).resolve().parent / name.replace("-", "_") / "weights"
+
+
+def trained_folder(name: str) -> Path:
+    """The folder of a trained model, in the Hugging Face format.
+
+    Raises:
+        FileNotFoundError: It is not there.
+    """
+    folder = weights_path(name)
+    if not (folder / "model.safetensors").is_file():
+        raise FileNotFoundError(
+            f"the weights of {name} are not at {folder}; "
+            f"train them with: python -m circuitfind.zoo.mini.train{TRAINED[name]} --out {folder}"
+        )
+    return folder
 
 
 def split_zoo(name: str) -> tuple[str, int]:

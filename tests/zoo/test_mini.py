@@ -1,4 +1,4 @@
-"""The embedded model: its corpus, its weights and its figures."""
+"""The embedded models that were trained: their corpus, their weights and their figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from typing import Any
 
 import pytest
 
-from circuitfind.zoo import mini
+from circuitfind import zoo
+from circuitfind.errors import ModelError
+from circuitfind.model.identity import identity
+from circuitfind.model.load import load_model
+from circuitfind.zoo import mini, mini_redundant
 from circuitfind.zoo.mini import corpus
 from circuitfind.zoo.mini import words as w
 from circuitfind.zoo.mini.examples import is_held_out
@@ -21,23 +25,29 @@ BARS = dict.fromkeys(corpus.BEHAVIOURS, 0.95) | {"greater-than": 0.90, "coloured
 SAMPLE = 100
 # A sample of a hundred strays from the full figure; the card is held to the bars themselves.
 SAMPLE_SLACK = 0.03
-MAX_BYTES = 8_000_000
+MAX_BYTES = 5_000_000  # of a folder
+MAX_WEIGHTS = 9_500_000  # of all safetensors in the package
+
+
+@pytest.fixture(scope="module", params=[*zoo.TRAINED])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def loaded() -> tuple[Any, Any]:
+def loaded(name: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = mini.weights_folder()
+    folder = zoo.trained_folder(name)
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     assert next(model.parameters()).dtype == torch.float32
     return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 @pytest.fixture(scope="module")
-def card() -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads((mini.weights_folder() / "card.json").read_text())
+def card(name: str) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((zoo.trained_folder(name) / "card.json").read_text())
     return facts
 
 
@@ -47,13 +57,44 @@ def test_import_is_light() -> None:
 
 
 def test_missing_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mini, "WEIGHTS", tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match=r"circuitfind\.zoo\.mini\.train"):
+    monkeypatch.setattr(zoo, "weights_path", lambda name: tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"circuitfind\.zoo\.mini\.train --out"):
         mini.weights_folder()
+    with pytest.raises(FileNotFoundError, match=r"circuitfind\.zoo\.mini\.train --drop-attention"):
+        mini_redundant.weights_folder()
+    with pytest.raises(ModelError, match="the weights of mini-redundant are not at"):
+        load_model("mini-redundant", device="cpu")
 
 
-def test_folder_is_small() -> None:
-    assert sum(path.stat().st_size for path in mini.weights_folder().iterdir()) <= MAX_BYTES
+def test_the_folder_is_in_its_package() -> None:
+    for package, name in ((mini, "mini"), (mini_redundant, "mini-redundant")):
+        assert name in zoo.ZOO
+        assert package.weights_folder() == package.WEIGHTS == zoo.trained_folder(name)
+        assert package.WEIGHTS.parent == Path(package.__file__).parent
+
+
+def test_folder_is_small_and_without_pickles(name: str) -> None:
+    files = [*zoo.trained_folder(name).iterdir()]
+    assert sum(path.stat().st_size for path in files) <= MAX_BYTES
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+
+
+def test_all_weights_are_small() -> None:
+    found = Path(zoo.__file__).parent.parent.rglob("*.safetensors")
+    assert sum(path.stat().st_size for path in found) <= MAX_WEIGHTS
+
+
+def test_load_model_knows_it(name: str) -> None:
+    model = load_model(name, device="cpu")
+    assert (model.name, model.source) == (name, f"zoo: {name}")
+    assert model.fingerprint == identity(name)
+    assert len({identity(each) for each in zoo.TRAINED}) == len(zoo.TRAINED)
+
+
+def test_is_zoo() -> None:
+    assert all(map(zoo.is_zoo, zoo.ZOO))
+    assert [each for each in zoo.ZOO if not zoo.is_planted(each)] == [*zoo.TRAINED]
+    assert not zoo.is_zoo("mini-other")
 
 
 def test_model_has_no_dropout(loaded: tuple[Any, Any]) -> None:
@@ -89,10 +130,18 @@ def test_year_is_two_pairs_of_digits(loaded: tuple[Any, Any]) -> None:
     ]
 
 
-def test_tokenizer_matches_the_corpus(loaded: tuple[Any, Any]) -> None:
+def test_tokenizer_matches_the_corpus() -> None:
+    from transformers import AutoTokenizer
+
     from circuitfind.zoo.mini.tokenizer import build_tokenizer
 
-    assert build_tokenizer(loaded[0].config.n_positions).get_vocab() == loaded[1].get_vocab()
+    shipped = AutoTokenizer.from_pretrained(mini.weights_folder(), local_files_only=True)
+    assert build_tokenizer(shipped.model_max_length).get_vocab() == shipped.get_vocab()
+
+
+def test_all_have_the_tokenizer_of_mini(name: str) -> None:
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (zoo.trained_folder(name) / file).read_bytes() == (mini.WEIGHTS / file).read_bytes()
 
 
 # The others hold lists of any length.
@@ -149,14 +198,17 @@ def test_held_out_examples_are_distinct() -> None:
 
 
 @pytest.mark.parametrize("behaviour", corpus.BEHAVIOURS)
-def test_held_out_accuracy(loaded: tuple[Any, Any], behaviour: str) -> None:
+def test_held_out_accuracy_is_that_of_the_card(
+    loaded: tuple[Any, Any], card: dict[str, Any], behaviour: str
+) -> None:
     from circuitfind.zoo.mini.evaluate import score
 
     examples = corpus.held_out_examples(behaviour, SAMPLE, seed=1)
-    for bos in (False, True):
-        figures = score(*loaded, examples, bos=bos)
+    for opening, bos in (("plain", False), ("bos", True)):
+        figures, said = score(*loaded, examples, bos=bos), card["accuracy"][opening][behaviour]
         assert figures.prompts == SAMPLE
-        assert min(figures.beats_wrong, figures.top1) >= BARS[behaviour] - SAMPLE_SLACK
+        assert figures.beats_wrong == pytest.approx(said["beats_wrong"], abs=SAMPLE_SLACK)
+        assert figures.top1 == pytest.approx(said["top1"], abs=SAMPLE_SLACK)
 
 
 def test_card_meets_the_bars(card: dict[str, Any]) -> None:
@@ -175,10 +227,20 @@ def test_card_is_of_this_corpus_and_model(card: dict[str, Any], loaded: tuple[An
     assert card["parameters"] == loaded[0].num_parameters()
 
 
-def test_readme_holds_the_table(card: dict[str, Any]) -> None:
+def test_readme_holds_the_table(name: str, card: dict[str, Any]) -> None:
     from circuitfind.zoo.mini.card import table
 
-    assert table(card) in (Path(mini.__file__).parent / "README.md").read_text(encoding="utf-8")
+    assert table(card) in (zoo.weights_path(name).parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_card_tells_how_it_was_trained(name: str, card: dict[str, Any]) -> None:
+    from circuitfind.zoo.mini.card import table
+
+    share = card["training"].get("drop_attention", 0.0)
+    assert zoo.TRAINED[name] == (f" --drop-attention {share}" if share else "")
+    assert (f"attention layer left out of {share:.0%} of them" in table(card)) == bool(share)
+    plain = json.loads((mini.WEIGHTS / "card.json").read_text())["training"]
+    assert {key: card["training"][key] for key in plain} == plain
 
 
 @pytest.mark.slow
@@ -199,6 +261,8 @@ def test_a_short_training_writes_the_folder(tmp_path: Path) -> None:
         str(out),
         "--steps",
         "2",
+        "--drop-attention",
+        "0.5",
         "--prompts",
         "4",
         "--device",

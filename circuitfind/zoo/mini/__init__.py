@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from circuitfind.zoo import trained_folder, weights_path
+
 __all__ = ["WEIGHTS", "weights_folder"]
 
-WEIGHTS: Path = Path(__file__).resolve().parent / "weights"
+WEIGHTS: Path = weights_path("mini")
 
 
 def weights_folder() -> Path:
     """The folder of the trained model, in the Hugging Face format."""
-    if not (WEIGHTS / "model.safetensors").is_file():
-        raise FileNotFoundError(
-            f"the weights of mini are not at {WEIGHTS}; "
-            f"train them with: python -m circuitfind.zoo.mini.train --out {WEIGHTS}"
-        )
-    return WEIGHTS
+    return trained_folder("mini")

@@ -1,4 +1,4 @@
-"""The facts of a trained mini (card.json) and the table made from them."""
+"""The facts of a trained mini, plain or redundant (card.json), and the table made from them."""
 
 from __future__ import annotations
 
@@ -78,9 +78,11 @@ def table(card: dict[str, Any]) -> str:
         )
     figures = "\n".join(lines).replace("<|endoftext|>", "<\\|endoftext\\|>")
     training, versions = card["training"], card["versions"]
+    share = training.get("drop_attention", 0.0)
+    dropped = f" (in the end each attention layer left out of {share:.0%} of them)" if share else ""
     return (
         f"{figures}\n\nThis model: seed {training['seed']}, {training['steps']:,} steps of "
-        f"{training['documents_per_step']} documents, {card['wall_seconds'] / 60:.0f} minutes on "
+        f"{training['documents_per_step']} documents{dropped}, {card['wall_seconds'] / 60:.0f} minutes on "
         f"{card['device']}; torch {versions['torch']}, transformers {versions['transformers']}."
     )
 

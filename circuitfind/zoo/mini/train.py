@@ -17,6 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from circuitfind.zoo.mini import card, evaluate
 from circuitfind.zoo.mini.batches import Batch, step_batches
+from circuitfind.zoo.mini.drops import attention_kept, step_keeps
 from circuitfind.zoo.mini.tokenizer import build_tokenizer, end_id
 
 CHECKPOINT_EVERY = 250
@@ -40,6 +41,9 @@ class Settings:
     matrix_rate: float = 2e-3
     other_rate: float = 2e-3
     matrix_decay: float = 0.1
+    drop_attention: float = 0.0  # how often a document goes without an attention layer, for each layer
+    drop_from: float = 0.45  # the stretch over which this comes up from none, as shares of all steps
+    drop_until: float = 0.65
 
 
 def build_model(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
@@ -94,18 +98,32 @@ def rate_factor(step: int, settings: Settings) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
+def drop_share(step: int, settings: Settings) -> float:
+    """How often a layer is left out at a step: never at first, then more and more often, then at a constant share.
+
+    With layers left out from the start on, induction and coloured objects were near chance past half of the steps.
+    """
+    done = (step / settings.steps - settings.drop_from) / (settings.drop_until - settings.drop_from)
+    return settings.drop_attention * min(1.0, max(0.0, done))
+
+
 def train_step(
-    model: GPT2LMHeadModel, optimizers: list[torch.optim.Optimizer], batches: list[Batch], factor: float
+    model: GPT2LMHeadModel,
+    optimizers: list[torch.optim.Optimizer],
+    batches: list[Batch],
+    keeps: list[torch.Tensor | None],
+    factor: float,
 ) -> float:
-    """One update from a step's batches; returns the weighted mean loss."""
+    """One update from a step's batches, of which `keeps` says what is left out; returns the weighted mean loss."""
     total = sum(float(batch.weights[:, 1:].sum()) for batch in batches)
     summed = 0.0
-    for batch in batches:
+    for batch, keep in zip(batches, keeps, strict=True):
         counted = batch.weights[:, 1:] > 0
         # Logits are made only where they count: over the vocabulary they are a third of the work.
         tokens, counted = batch.tokens.to(model.device), counted.to(model.device)
         weights = batch.weights[:, 1:].to(model.device)[counted]
-        hidden = model.transformer(tokens).last_hidden_state[:, :-1][counted]
+        with attention_kept(model, keep):
+            hidden = model.transformer(tokens).last_hidden_state[:, :-1][counted]
         losses = cross_entropy(model.lm_head(hidden), tokens[:, 1:][counted], reduction="none")
         loss = (losses * weights).sum() / total
         torch.autograd.backward(loss)
@@ -149,7 +167,14 @@ def train(
             chunks=settings.chunks,
             focus=settings.focus_from <= step / settings.steps < settings.focus_until,
         )
-        losses.append(train_step(model, optimizers, batches, rate_factor(step, settings)))
+        keeps = step_keeps(
+            batches,
+            layers=settings.layers,
+            share=drop_share(step, settings),
+            seed=settings.seed,
+            step=step,
+        )
+        losses.append(train_step(model, optimizers, batches, keeps, rate_factor(step, settings)))
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == settings.steps:
             seconds = before + time.monotonic() - started
             state = {
@@ -201,6 +226,13 @@ def save(
 @click.option("--seed", default=Settings.seed, show_default=True, help="Seed of weights and data.")
 @click.option("--steps", default=Settings.steps, show_default=True, help="Training steps.")
 @click.option(
+    "--drop-attention",
+    type=click.FloatRange(0.0, 1.0),
+    default=Settings.drop_attention,
+    show_default=True,
+    help="How often a document goes without an attention layer, for each layer, once this has come up.",
+)
+@click.option(
     "--prompts", default=1000, show_default=True, help="Held-out prompts per behaviour in the card."
 )
 @click.option("--threads", default=0, help="CPU threads; 0 leaves it to torch.")
@@ -209,7 +241,14 @@ def save(
     "--readme", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Card to update."
 )
 def main(
-    out: Path, seed: int, steps: int, prompts: int, threads: int, device: str, readme: Path | None
+    out: Path,
+    seed: int,
+    steps: int,
+    drop_attention: float,
+    prompts: int,
+    threads: int,
+    device: str,
+    readme: Path | None,
 ) -> None:
     """Build the tokenizer, train, evaluate, and write the model folder with its card.
 
@@ -219,7 +258,7 @@ def main(
         torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings = Settings(seed=seed, steps=steps)
+    settings = Settings(seed=seed, steps=steps, drop_attention=drop_attention)
     out = out.resolve()
     work = out.with_name(f".{out.name}.partial")
     work.mkdir(parents=True, exist_ok=True)

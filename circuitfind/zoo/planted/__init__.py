@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DESCRIPTIONS", "NAMES", "Planted", "PlantedPair", "build"]
+__all__ = ["DESCRIPTIONS", "INNER", "NAMES", "REDUNDANT", "Planted", "PlantedPair", "build"]
 
 DESCRIPTIONS: dict[str, str] = {
     "induction": "A previous-token head and an induction head that reads it through its keys.",
@@ -23,6 +23,24 @@ DESCRIPTIONS: dict[str, str] = {
     "or-gate": "Two heads of which an MLP needs either: it saturates when one fires.",
 }
 NAMES: tuple[str, ...] = tuple(DESCRIPTIONS)
+"""Models whose edges are known."""
+
+DESCRIPTIONS |= {
+    "gated-backup": "A head that answers, and one that answers only where the first one did not.",
+    "ln-repair": "Two heads that answer; each weighs more without the other, through the final LayerNorm alone.",
+    "relief": "A head that answers, and a later one that takes part of its answer back.",
+    "co-workers": "Two heads that answer, each whatever the other does.",
+    "three-way": "Two heads that answer, and one that answers only when neither of them does.",
+    "single-blind": "Backups that do nothing at all as long as nothing is removed, beside decoys that do a little.",
+    "second-order": "A head that answers, its backup, and a backup for when both are gone.",
+    "ioi-redundant": "Name movers, backup name movers and negative ones, under LayerNorm.",
+}
+REDUNDANT: tuple[str, ...] = tuple(name for name in DESCRIPTIONS if name not in NAMES)
+"""Models of which it is known what stands in for what; their edges are not listed."""
+
+DESCRIPTIONS["inner-backup"] = "A head that feeds the one that answers, and a backup that feeds it instead."
+INNER: tuple[str, ...] = ("inner-backup",)
+"""The same, where it is not the logits that are written to but the input of a head (``Planted.reader``)."""
 
 # How often a pair is drawn again when it repeats an earlier one; the smallest model has far more pairs than a
 # batch.
@@ -45,7 +63,10 @@ class Planted:
     """A model whose circuit is known because its weights were written.
 
     ``edges[ablation]`` are the true edges under that ablation, ``direction`` the direction of patching under
-    which each of them shows, and ``note`` says why.
+    which each of them shows, and ``note`` says why. A model of ``REDUNDANT`` lists no edges but what its heads
+    are to each other, all of it for ablations at the answer position alone: ``primaries`` do the work in the
+    clean run, ``classes`` says what others are to them (backup, second-order backup, relief, LN rescale,
+    co-worker), and ``covers`` which heads must all be gone to wake a backup. ``reader`` is what they all write to.
     """
 
     name: str
@@ -58,6 +79,10 @@ class Planted:
     direction: str
     note: str
     draw: Callable[[int, random.Random], PlantedPair] = field(repr=False)
+    classes: dict[str, str] = field(default_factory=dict)
+    covers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    primaries: tuple[str, ...] = ()
+    reader: str = "logits"
 
     def pairs(self, count: int, seed: int = 0) -> tuple[PlantedPair, ...]:
         """``count`` different pairs; a larger count begins with the pairs of a smaller one."""
@@ -77,17 +102,19 @@ class Planted:
 
 def build(name: str, seed: int = 0) -> Planted:
     """Write the weights of a planted model; the seed draws its sizes, its places, its basis and its noise."""
-    if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.3)
+    if name not in DESCRIPTIONS:
+        near = difflib.get_close_matches(name, DESCRIPTIONS, n=1, cutoff=0.3)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no planted model {name!r} (there are {', '.join(NAMES)}){hint}")
+        raise ValueError(f"no planted model {name!r} (there are {', '.join(DESCRIPTIONS)}){hint}")
     # Imported late: these need torch.
-    from circuitfind.zoo.planted import gates, induction, ioi
+    from circuitfind.zoo.planted import gates, induction, ioi, ioi_redundant, redundant
 
     builders: dict[str, Callable[[int], Planted]] = {
         "induction": induction.build,
         "ioi-planted": ioi.build,
         "and-gate": gates.build_and,
         "or-gate": gates.build_or,
+        **redundant.BUILDERS,
+        "ioi-redundant": ioi_redundant.build,
     }
     return builders[name](seed)

@@ -50,10 +50,20 @@ def frame(rows: int, width: int, generator: torch.Generator) -> Tensor:
 
 
 class Residual:
-    """A random orthonormal basis of the residual stream, dealt out piece by piece."""
+    """A random orthonormal basis of the residual stream, dealt out piece by piece.
 
-    def __init__(self, d_model: int, generator: torch.Generator) -> None:
-        self._basis = frame(d_model, d_model, generator)
+    ``centred`` leaves out the all-ones direction, so that the centring of a LayerNorm changes nothing.
+    """
+
+    def __init__(self, d_model: int, generator: torch.Generator, centred: bool = False) -> None:
+        self._basis: Tensor
+        if centred:
+            random_columns = gaussian((d_model, d_model - 1), generator)
+            ones = torch.ones(d_model, 1, dtype=random_columns.dtype)
+            q, _ = torch.linalg.qr(torch.cat([ones, random_columns], dim=1))
+            self._basis = q.T[1:]
+        else:
+            self._basis = frame(d_model, d_model, generator)
         self._used = 0
 
     def take(self, size: int) -> Tensor:
@@ -79,6 +89,8 @@ class Shape:
     attn_only: bool
     d_mlp: int = 0
     act_fn: str = "relu"
+    # None: a piece of the stream keeps its meaning whatever the other pieces hold.
+    normalization: str | None = None
 
     def config(self) -> dict[str, Any]:
         """As TransformerLens writes it."""
@@ -93,8 +105,7 @@ class Shape:
             "act_fn": self.act_fn,
             "d_vocab": self.d_vocab,
             "d_vocab_out": self.d_vocab,
-            # No normalisation: a piece of the stream keeps its meaning whatever the other pieces hold.
-            "normalization_type": None,
+            "normalization_type": self.normalization,
             "attn_only": self.attn_only,
             "attention_dir": "causal",
             "positional_embedding_type": "standard",
@@ -130,6 +141,17 @@ class Weights:
                 sizes[f"blocks.{layer}.mlp.W_out"] = (shape.d_mlp, d_model)
                 sizes[f"blocks.{layer}.mlp.b_out"] = (d_model,)
         self._state = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
+        # A normalised stream is longer than the embedding that random weights are scaled for.
+        self._shrink = 1.0
+        if shape.normalization:
+            self._shrink = math.sqrt(2 / d_model)
+            blocks = range(shape.n_layers)
+            norms = [
+                f"blocks.{layer}.ln{i}" for layer in blocks for i in ((1,) if shape.attn_only else (1, 2))
+            ]
+            for name in [*norms, "ln_final"]:
+                self._state[f"{name}.w"] = torch.ones(d_model, dtype=torch.float64)
+                self._state[f"{name}.b"] = torch.zeros(d_model, dtype=torch.float64)
 
     def _noise(self, shape: Sequence[int], scale: float) -> Tensor:
         return scale * gaussian(shape, self._generator)
@@ -186,9 +208,9 @@ class Weights:
         layer, head = place
         d_model, d_head = self.shape.d_model, self.shape.d_head
         name = f"blocks.{layer}.attn.W_"
-        self._state[f"{name}Q"][head] = self._noise((d_model, d_head), NOISE_SCORE)
-        self._state[f"{name}K"][head] = self._noise((d_model, d_head), NOISE_SCORE)
-        self._state[f"{name}V"][head] = self._noise((d_model, d_head), NOISE_VALUE)
+        self._state[f"{name}Q"][head] = self._noise((d_model, d_head), self._shrink * NOISE_SCORE)
+        self._state[f"{name}K"][head] = self._noise((d_model, d_head), self._shrink * NOISE_SCORE)
+        self._state[f"{name}V"][head] = self._noise((d_model, d_head), self._shrink * NOISE_VALUE)
         self._state[f"{name}O"][head] = self._noise((d_head, d_model), NOISE_VALUE)
 
     def uniform_head(self, place: tuple[int, int]) -> None:
@@ -201,7 +223,7 @@ class Weights:
     def noise_mlp(self, layer: int) -> None:
         """Small random weights in every neuron that is not written."""
         name = f"blocks.{layer}.mlp."
-        self._state[f"{name}W_in"] = self._noise((self.shape.d_model, self.shape.d_mlp), 0.1)
+        self._state[f"{name}W_in"] = self._noise((self.shape.d_model, self.shape.d_mlp), self._shrink * 0.1)
         self._state[f"{name}b_in"] = self._noise((self.shape.d_mlp,), 0.1)
         self._state[f"{name}W_out"] = self._noise((self.shape.d_mlp, self.shape.d_model), NOISE_VALUE / 4)
         self._state[f"{name}b_out"] = self._noise((self.shape.d_model,), NOISE_VALUE / 10)
@@ -246,6 +268,31 @@ def fill(weights: Weights, roles: dict[str, str], rng: random.Random) -> dict[st
         if not shape.attn_only:
             complete[f"m{layer}"] = roles.get(f"m{layer}", "noise")
     return complete
+
+
+def stages(rng: random.Random, shape: Shape, counts: Sequence[int]) -> list[list[tuple[int, int]]]:
+    """Places for groups of heads: all of a group in earlier layers than all of the next one."""
+    cuts = sorted(rng.sample(range(1, shape.n_layers), len(counts) - 1))
+    found = []
+    for count, low, high in zip(counts, [0, *cuts], [*cuts, shape.n_layers], strict=True):
+        cells = [(layer, head) for layer in range(low, high) for head in range(shape.n_heads)]
+        found.append(sorted(rng.sample(cells, count)))
+    return found
+
+
+def scored(*terms: tuple[float, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Query and key rows for a score that is the sum of ``factor * (query . x_i) (key . x_j)``.
+
+    Both sides share a factor, so that neither is so large that its jitter would drown the other terms.
+    """
+    queries = [math.copysign(math.sqrt(abs(factor)), factor) * query for factor, query, _ in terms]
+    keys = [math.sqrt(abs(factor)) * key for factor, _, key in terms]
+    return torch.cat(queries), torch.cat(keys)
+
+
+def name_of(place: tuple[int, int]) -> str:
+    """``(3, 1)`` is head ``a3.h1``."""
+    return f"a{place[0]}.h{place[1]}"
 
 
 def edge_set(*chains: str) -> frozenset[str]:
