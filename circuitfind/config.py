@@ -24,6 +24,12 @@ DEFAULT_TARGET = 0.9
 DEFAULT_MIN_ACCURACY = 0.75
 """Share of prompt pairs that a model must answer rightly before a circuit is looked for (the bar of MIB)."""
 
+DEFAULT_RATE = 0.05
+"""False-discovery rate of a search for backups."""
+
+DEFAULT_MIN_SHARE = 0.05
+"""A component is a backup when it surely takes over at least this share of what was lost."""
+
 SCHEMA_VERSION = 1
 """Version of the JSON that circuits, scores and manifests are written in."""
 

@@ -65,17 +65,24 @@ def metric_gradient(
     Raises:
         RunError: It is not finite.
     """
-    normed = model.final_norm(trace.final)
-    with torch.enable_grad():
-        leaf = normed.detach().requires_grad_()
-        values = metric(model.unembed(leaf))
-        (found,) = torch.autograd.grad(values.sum(), leaf)
+    values, found = unembed_gradient(model, trace, metric)
     found = model.final_norm.pullback(trace.final, found, frozen=rules.freeze_norms)
     if not bool(torch.isfinite(found).all()):
         raise RunError(
             "the gradient of the metric is not finite",
             hint="the model gives NaN or infinite values; check its weights and --precision",
         )
+    return values, found
+
+
+def unembed_gradient(
+    model: Model, trace: Trace, metric: Callable[[Tensor], Tensor]
+) -> tuple[Float[Tensor, " row"], Float[Tensor, "row d_model"]]:
+    """The metric of each row, and the gradient of their sum at what the final norm gives."""
+    with torch.enable_grad():
+        leaf = model.final_norm(trace.final).detach().requires_grad_()
+        values = metric(model.unembed(leaf))
+        (found,) = torch.autograd.grad(values.sum(), leaf)
     return values.detach(), found
 
 

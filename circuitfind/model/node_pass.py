@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ class Patch:
         paths: The paths along which alone ``nodes`` are replaced; None for every reader. Not beside edges.
         where: The tokens at which ``nodes`` are replaced, pair by pair from the start of the prompt; None for all.
             Not beside edges or ``paths``.
+        held: Writers that keep their value of the base run, whatever they read. Beside ``nodes`` alone.
     """
 
     nodes: Bool[np.ndarray, " writer"] | None = None
@@ -41,8 +43,13 @@ class Patch:
     edge: tuple[int, int] | None = None
     paths: Paths | None = None
     where: Bool[np.ndarray, "prompt pos"] | None = None
+    held: Bool[np.ndarray, " writer"] | None = None
 
     def __post_init__(self) -> None:
+        if self.held is not None and (self.nodes is None or self.edges is not None or self.paths is not None):
+            raise ValueError("writers are held beside replaced nodes")
+        if self.held is not None and self.nodes is not None and (self.held & self.nodes).any():
+            raise ValueError("a writer is replaced or held, not both")
         if sum(part is not None for part in (self.edges, self.edge, self.paths, self.where)) > 1:
             raise ValueError("a patch is of edges, of one edge, of paths, or at some positions")
         if self.edge is not None and self.nodes is not None:
@@ -70,6 +77,22 @@ def since(contrast: Contrast, start: int) -> Contrast:
     return Contrast(contrast.model, contrast.base.since(start), cut, contrast.cut_is_run)
 
 
+class Watch(Protocol):
+    """Sees what differs from the base run while a pass goes up; in the last block at the answer position alone.
+
+    Patches are the first ones of the pass, as many as the tensors have: the others have not begun, and differ in nothing.
+    """
+
+    def stream(self, point: int, change: Float[Tensor, "patch prompt pos d_model"]) -> None:
+        """The stream at a point: 2l where it enters block l, 2l + 1 behind its heads, last where the final norm reads."""
+
+    def heads(self, index: int, change: Float[Tensor, "patch prompt pos head d_head"]) -> None:
+        """The values of the heads of a block, replaced ones included."""
+
+    def mlp(self, index: int, change: Float[Tensor, "patch prompt pos d_model"]) -> None:
+        """What the MLP of a block writes."""
+
+
 class NodePass:
     """One pass with a row for each patch and prompt.
 
@@ -78,6 +101,8 @@ class NodePass:
         nodes: Which writers each patch replaces; patches sorted by ``first_stage``.
         where: At which tokens of the contrast each patch does so; None for all.
         stages: Where patches begin, if not at their first node.
+        held: Which writers keep their value of the base run in each patch; None for none.
+        watch: Sees what differs from the base run.
     """
 
     def __init__(
@@ -86,6 +111,9 @@ class NodePass:
         nodes: Bool[np.ndarray, "patch writer"],
         where: Sequence[Bool[np.ndarray, "row pos"]] | None = None,
         stages: Sequence[int] | None = None,
+        *,
+        held: Bool[np.ndarray, "patch writer"] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._contrast, self._model = contrast, contrast.model
         self._n = len(nodes)
@@ -95,6 +123,12 @@ class NodePass:
         anatomy = contrast.model.anatomy
         self._stages = list(stages) if stages is not None else [first_stage(anatomy, row) for row in nodes]
         assert self._stages == sorted(self._stages)
+        self._held: Bool[Tensor, "patch writer"] | None = None
+        self._any_held = np.zeros_like(self._any)
+        if held is not None and held.any():
+            self._held = torch.from_numpy(held).to(contrast.model.device)
+            self._any_held = np.asarray(held.any(0))
+        self._watch = watch
         self._values: Writes = contrast.cut
         self._where: Bool[Tensor, "patch row pos"] | None = None
         if where is not None:
@@ -114,6 +148,8 @@ class NodePass:
         for index in range(len(model.layers)):
             x = self._block(index, x)
         x = torch.cat((x, self._begin_end(slice(len(x) // self._n_rows, self._n))))
+        if self._watch is not None:
+            self._watch.stream(2 * len(model.layers), self._change(x, base.final[:, None]))
         return torch.unflatten(x[:, 0], 0, (self._n, self._n_rows))
 
     # Rows of x are [patch * prompt]: patches 0 to the number that have joined.
@@ -147,24 +183,49 @@ class NodePass:
             chosen = chosen & where[..., None]
         return chosen.to(dtype)
 
-    def _put(self, row: int, patches: slice, current: Tensor, wanted: Tensor, last: bool = False) -> Tensor:
-        """A writer's output, replaced in the patches that replace it."""
-        if not bool(self._any[row]):
-            return current
-        chosen = self._chosen(slice(row, row + 1), patches, last)
-        out = torch.where(chosen.bool(), wanted, current.unflatten(0, (-1, self._n_rows)))
+    def _put(
+        self,
+        row: int,
+        patches: slice,
+        current: Tensor,
+        wanted: Tensor,
+        base: Tensor | None = None,
+        last: bool = False,
+    ) -> Tensor:
+        """A writer's output, replaced in the patches that replace it, and that of the base run where it is held."""
+        out: Tensor = torch.unflatten(current, 0, (-1, self._n_rows))
+        if bool(self._any_held[row]) and base is not None:
+            assert self._held is not None
+            out = torch.where(self._held[patches, row][:, None, None, None], base, out)
+        if bool(self._any[row]):
+            out = torch.where(self._chosen(slice(row, row + 1), patches, last).bool(), wanted, out)
         return out.flatten(0, 1)
 
-    def _moved(self, index: int, z: Tensor, patches: slice, last: bool) -> Tensor | None:
-        """What replacing heads of a layer adds to the stream, from the values that the rows have; None for nothing."""
-        layer, heads = self._model.layers[index], self._model.anatomy.head_slice(index)
-        if patches.stop == patches.start or not bool(self._nodes[patches, heads].any()):
+    def _gap(self, index: int, z: Tensor, patches: slice, last: bool) -> Tensor | None:
+        """How far heads that are replaced or held are from the values that the rows have; None for nothing."""
+        heads = self._model.anatomy.head_slice(index)
+        replaced = bool(self._any[heads].any()) and bool(self._nodes[patches, heads].any())
+        if patches.stop == patches.start or not (replaced or self._any_held[heads].any()):
             return None
-        wanted = self._at(self._values.z[index], last)
-        gap = wanted - z.unflatten(0, (-1, self._n_rows))
-        gap = gap * self._chosen(heads, patches, last)[..., None]
-        moved: Tensor = gap.flatten(0, 1).flatten(2) @ layer.w_o.flatten(0, 1)
+        z = z.unflatten(0, (-1, self._n_rows))
+        gap = None
+        if replaced:
+            gap = (self._at(self._values.z[index], last) - z) * self._chosen(heads, patches, last)[..., None]
+        if self._held is not None and self._any_held[heads].any():
+            held = self._held[patches, heads].to(z.dtype)[:, None, None, :, None]
+            back = (self._contrast.base.blocks[index].z - z) * held
+            gap = back if gap is None else gap + back
+        return gap
+
+    def _moved(self, index: int, gap: Float[Tensor, "patch prompt pos head d_head"]) -> Tensor:
+        """What a change of heads of a layer adds to the stream."""
+        moved: Tensor = gap.flatten(0, 1).flatten(2) @ self._model.layers[index].w_o.flatten(0, 1)
         return moved
+
+    def _change(self, x: Tensor, base: Tensor) -> Tensor:
+        """What rows of a pass have over the base run, patch by patch."""
+        change: Tensor = torch.unflatten(x, 0, (-1, self._n_rows)) - base
+        return change
 
     # Where patches begin.
 
@@ -175,9 +236,9 @@ class NodePass:
         used = self._nodes[patches, heads].any(0).nonzero()[:, 0]
         n = patches.stop - patches.start
         if len(used) > n:
-            moved = self._moved(index, self._repeated(run.z, n), patches, last)
-            assert moved is not None
-            return moved + self._repeated(run.mid, n)
+            gap = self._gap(index, self._repeated(run.z, n), patches, last)
+            assert gap is not None
+            return self._moved(index, gap) + self._repeated(run.mid, n)
         # What one head adds does not depend on the patch: each is projected once, not once for each patch.
         gap = (self._at(self._values.z[index], last) - run.z)[:, :, used].flatten(0, 1).transpose(0, 1)
         each = torch.matmul(gap, layer.w_o[used]).unflatten(1, run.z.shape[:2])  # [head, row, pos, d_model]
@@ -210,15 +271,21 @@ class NodePass:
         layer, last = model.layers[index], index == len(model.layers) - 1
         run, before = base.blocks[index], slice(0, len(x) // self._n_rows)
         read = mid = x
+        z: Tensor | None = None
         if before.stop:
             model.passes["work"] += x.shape[0] * x.shape[1]
             place, keys = self._place(before.stop), self._contrast.before
+            if self._watch is not None:
+                self._watch.stream(2 * index, self._change(x, run.resid))
             z = attend(layer, x, place, None if keys is None else keys[index], last=last)[3]
             read = place.at_answer(x) if last else x
-            moved = self._moved(index, z, before, last)
+            gap = self._gap(index, z, before, last)
             mid = read + layer.heads_out(z)
-            mid = mid if moved is None else mid + moved
+            if gap is not None:
+                mid = mid + self._moved(index, gap)
+                z = z if self._watch is None else z + gap.flatten(0, 1)
         new = self._joined(2 * index + 1)
+        self._show_heads(index, z, new, last)
         if new.start < new.stop:
             begun = self._begin_heads(index, new, last)
             mid = torch.cat((mid, begun)) if before.stop else begun
@@ -228,6 +295,20 @@ class NodePass:
             return mid
         return self._mlp(index, mid, read if model.anatomy.parallel else mid, before, last)
 
+    def _show_heads(self, index: int, z: Tensor | None, new: slice, last: bool) -> None:
+        """Hand the watch what heads write: those of patches that had begun, and those where patches begin."""
+        if self._watch is None:
+            return
+        run, changes = self._contrast.base.blocks[index], []
+        if z is not None:
+            changes.append(self._change(z, run.z))
+        if new.start < new.stop:
+            gap = self._gap(index, self._repeated(run.z, new.stop - new.start), new, last)
+            if gap is not None:
+                changes.append(gap)
+        if changes:
+            self._watch.heads(index, torch.cat(changes))
+
     def _mlp(self, index: int, mid: Tensor, read: Tensor, before: slice, last: bool) -> Tensor:
         """The stream behind the MLP of a block, with the patches that begin there."""
         model, run = self._model, self._contrast.base.blocks[index]
@@ -235,6 +316,9 @@ class NodePass:
         assert layer.mlp is not None
         assert self._values.mlp is not None
         assert run.mlp is not None
+        changes: list[Tensor] = []
+        if self._watch is not None and len(mid):
+            self._watch.stream(2 * index + 1, self._change(mid, run.mid))
         if len(mid):
             all_now = slice(0, len(mid) // self._n_rows)
             computed = before if model.anatomy.parallel else all_now
@@ -246,8 +330,14 @@ class NodePass:
                 parts.append(self._repeated(run.mlp, all_now.stop - computed.stop))
             out = parts[0] if len(parts) == 1 else torch.cat(parts)
             wanted = self._at(self._values.mlp[index], last)
-            mid = mid + self._put(row, all_now, out, wanted, last)
+            out = self._put(row, all_now, out, wanted, run.mlp, last)
+            mid = mid + out
+            changes.append(out)
         new = self._joined(2 * index + 2)
-        if new.start == new.stop:
-            return mid
-        return torch.cat((mid, self._begin_mlp(index, new, last)))
+        if new.start < new.stop:
+            begun = self._begin_mlp(index, new, last)
+            changes.append(begun - self._repeated(run.mid, new.stop - new.start))
+            mid = torch.cat((mid, begun))
+        if self._watch is not None and changes:
+            self._watch.mlp(index, self._change(torch.cat(changes), run.mlp))
+        return mid

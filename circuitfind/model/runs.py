@@ -30,7 +30,7 @@ from circuitfind.model.node_pass import Patch
 from circuitfind.model.optimal import STEP_PROMPTS, learn_constants
 from circuitfind.model.precision import advice
 from circuitfind.model.rules import PLAIN, Rules
-from circuitfind.model.schedule import Share, shares
+from circuitfind.model.schedule import Share, Watcher, shares
 from circuitfind.model.writes import Writes
 from circuitfind.task.metrics import AnswerBatch, Metric, correct
 from circuitfind.task.pairs import PromptPairs
@@ -303,6 +303,7 @@ class Runs:
         *,
         base: Side = "clean",
         ablation: Carried = "resample",
+        watcher: Watcher | None = None,
     ) -> Float[np.ndarray, "patch prompt"]:
         """The metric of every prompt under every patch, as rows of as few passes as fit.
 
@@ -310,19 +311,25 @@ class Runs:
             patches: What is replaced.
             base: Which prompt runs; replaced parts carry values from elsewhere.
             ablation: What they carry; ``clean`` with ``base="corrupted"`` is denoising.
+            watcher: Sees what patches of whole nodes change on the way up.
         """
         out = np.full((len(patches), len(self)), np.nan)
         for number, batch in enumerate(self.batches):
             parts, idle = shares(self.contrast(number, ablation, base), patches, batch.index)
             for part in parts:
-                self._run_share(number, part, patches, out)
+                self._run_share(number, part, patches, out, watcher)
             if idle:
                 out[np.ix_(np.array(idle), batch.index)] = self._measure(number, base)
                 self._progress(len(idle) * len(batch.index))
         return out
 
     def _run_share(
-        self, number: int, part: Share, patches: Sequence[Patch], out: Float[np.ndarray, "patch prompt"]
+        self,
+        number: int,
+        part: Share,
+        patches: Sequence[Patch],
+        out: Float[np.ndarray, "patch prompt"],
+        watcher: Watcher | None,
     ) -> None:
         """Run patches that share passes; those of a pass are halved as long as memory runs out."""
         batch, done = self.batches[number], 0
@@ -331,13 +338,16 @@ class Runs:
             some = part.members[done : done + max(1, limit // part.tokens)]
             try:
                 with torch.no_grad():
-                    values = [self._value(number, rows) for rows in part.run(patches, some)]
+                    watch = None if watcher is None else watcher.begin(number, part.contrast, len(some))
+                    values = [self._value(number, rows) for rows in part.run(patches, some, watch)]
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or len(some) == 1:
                     raise
                 self._shrink(rows=len(some) * part.tokens)
                 continue
             out[np.ix_(np.array(some), batch.index)] = torch.stack(values).cpu().numpy()
+            if watcher is not None and watch is not None:
+                watcher.end(number, some, watch)
             done += len(some)
             self._progress(len(some) * len(batch.index))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -11,12 +12,22 @@ from torch import Tensor
 
 from circuitfind.model.contrast import Contrast
 from circuitfind.model.edge_pass import EdgePass
-from circuitfind.model.node_pass import NodePass, Patch, first_stage, since
+from circuitfind.model.node_pass import NodePass, Patch, Watch, first_stage, since
 from circuitfind.model.path_pass import PathPass, Paths
 from circuitfind.model.single_edges import SingleEdges, edge_stage
 
 FEW_TOKENS = 64
 """Recomputing so many tokens costs no more than another pass."""
+
+
+class Watcher(Protocol):
+    """Makes a watch for each pass, and hears when the pass is done (one that ran out of memory never is)."""
+
+    def begin(self, number: int, contrast: Contrast, count: int) -> Watch:
+        """The watch of a pass of so many patches over a batch, which begins where the contrast does."""
+
+    def end(self, number: int, members: Sequence[int], watch: Watch) -> None:
+        """The pass is done; ``members`` are its patches, in its order."""
 
 
 @dataclass
@@ -49,8 +60,10 @@ class Share:
         """Tokens of one patch."""
         return self.contrast.n_rows * self.contrast.length
 
-    def run(self, patches: Sequence[Patch], some: Sequence[int]) -> Float[Tensor, "patch prompt d_model"]:
-        """What the final norm reads under some members, in one pass."""
+    def run(
+        self, patches: Sequence[Patch], some: Sequence[int], watch: Watch | None = None
+    ) -> Float[Tensor, "patch prompt d_model"]:
+        """What the final norm reads under some members, in one pass, which a watch sees where whole nodes are replaced."""
         if self.single:
             return SingleEdges(
                 self.contrast, [edge for edge in (patches[i].edge for i in some) if edge]
@@ -62,7 +75,13 @@ class Share:
             return PathPass(self.contrast, nodes, self.paths).run()
         if not self.edges:
             where = [self.where[i] for i in some] if self.where else None
-            return NodePass(self.contrast, nodes, where).run()
+            kept = [patches[i].held for i in some]
+            held = (
+                np.stack([none if row is None else row for row in kept])
+                if any(k is not None for k in kept)
+                else None
+            )
+            return NodePass(self.contrast, nodes, where, held=held, watch=watch).run()
         empty = np.zeros_like(anatomy.edge_mask)
         edges = np.stack([empty if mask is None else mask for mask in (patches[i].edges for i in some)])
         return EdgePass(self.contrast, nodes, edges).run()

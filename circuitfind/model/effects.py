@@ -1,0 +1,160 @@
+"""Direct effects over all prompts of some runs, in the clean run and under patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitfind.config import Ablation
+from circuitfind.model.contrast import Contrast
+from circuitfind.model.gradients import BlockGradients, unembed_gradient
+from circuitfind.model.node_pass import Patch, Watch
+from circuitfind.model.readout import (
+    Effects,
+    Readout,
+    clean_effects,
+    head_readout,
+    logits_readout,
+    mlp_readout,
+)
+from circuitfind.model.runs import Runs
+from circuitfind.names import Kind, Node
+
+Reader = tuple[Node, str | None]
+"""A reader as the anatomy lists it: a node and the input of it: (a9.h9, "q"), (m5, None), (logits, None)."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What patches did.
+
+    Attributes:
+        values: The metric.
+        change: Of each writer's direct effect on each reader.
+        read: How the reading itself changes.
+        bent: How much of that comes of the reader's norm dividing by something else than in the clean run.
+        scale: What the norm multiplies by, as a ratio to the clean run; 1 where a reader reads many positions.
+    """
+
+    values: Float[np.ndarray, "patch prompt"]
+    change: Float[np.ndarray, "reader patch writer prompt"]
+    read: Float[np.ndarray, "reader patch prompt"]
+    bent: Float[np.ndarray, "reader patch prompt"]
+    scale: Float[np.ndarray, "reader patch prompt"]
+
+
+UNLIKE = 0.5
+"""Two prompts ask for different things when the cosine of their directions at the end is below this."""
+
+
+class DirectEffects:
+    """Direct effects on some readers. One backward pass if one of them is no end of the model; else none.
+
+    Args:
+        runs: Prompts and metric.
+        readers: What is written to.
+        shuffled: So many further readings at the logits, each prompt with the direction of another one that asks for
+            something else: what is written to them is no answer. They stand behind the readers, in every array.
+        seed: Of the shuffling.
+
+    Attributes:
+        clean: The direct effect of every writer in the clean run; zero where none is possible.
+    """
+
+    def __init__(self, runs: Runs, readers: Sequence[Reader], *, shuffled: int = 0, seed: int = 0) -> None:
+        self.runs, self.readers, self.n_shuffled = runs, tuple(readers), shuffled
+        self._n_writers = len(runs.model.anatomy.writers)
+        self._gradients = np.concatenate(
+            [self._gradient(number).float().cpu().numpy() for number in range(len(runs.batches))]
+        )[np.argsort(np.concatenate([batch.index for batch in runs.batches]))]
+        self._partners = self._others(np.random.default_rng(seed))
+        self._readouts: dict[int, list[Readout]] = {}
+        self.clean = np.zeros((len(self.readers) + shuffled, self._n_writers, len(runs)))
+        for number, batch in enumerate(runs.batches):
+            self._readouts[number] = self._read(number)
+            whole = runs.contrast(number, "zero")
+            with torch.no_grad():
+                found = clean_effects(whole, self._readouts[number])
+            self.clean[:, :, batch.index] = found.cpu().numpy()
+
+    def observe(self, patches: Sequence[Patch], ablation: Ablation) -> Observed:
+        """The metric and the direct effects of every writer under patches of whole nodes."""
+        found = _Gathered(self, len(patches))
+        values = self.runs.patched(patches, ablation=ablation, watcher=found)
+        return Observed(values, found.change, found.read, found.bent, found.scale)
+
+    def readouts(self, number: int) -> list[Readout]:
+        """Those of a batch, in the order of the readers."""
+        return self._readouts[number]
+
+    def _read(self, number: int) -> list[Readout]:
+        runs = self.runs
+        inner = any(node.kind is not Kind.LOGITS for node, _ in self.readers)
+        trace = runs.trace(number, "clean", keep=inner)
+        found: dict[Reader, Readout] = {}
+
+        def visit(block: BlockGradients) -> None:
+            for node, slot in self.readers:
+                if node.layer != block.layer or node.kind is Kind.LOGITS:
+                    continue
+                if slot is not None:
+                    found[node, slot] = head_readout(runs.model, trace, block, slot, node.index)
+                else:
+                    found[node, slot] = mlp_readout(runs.model, trace, block)
+
+        if inner:
+            runs.backward(number, trace, visit)
+        end = logits_readout(runs.model, trace, self._gradient(number))
+        others = []
+        for partners in self._partners:
+            chosen = partners[runs.batches[number].index]
+            rows = self._gradients[chosen] * (chosen >= 0)[:, None]
+            others.append(logits_readout(runs.model, trace, torch.from_numpy(rows).to(trace.final)))
+        return [found.get(reader, end) for reader in self.readers] + others
+
+    def _gradient(self, number: int) -> Float[Tensor, "row d_model"]:
+        """The direction of each prompt of a batch at what the final norm gives."""
+        runs = self.runs
+        return unembed_gradient(runs.model, runs.trace(number, "clean"), partial(runs.metric_of, number))[1]
+
+    def _others(self, rng: np.random.Generator) -> Int[np.ndarray, "shuffle prompt"]:
+        """For each shuffling a prompt that asks for something else; -1 for a prompt that all are like."""
+        size = np.linalg.norm(self._gradients, axis=1, keepdims=True)
+        unit = self._gradients / np.where(size > 0, size, 1)
+        unlike = [np.flatnonzero(unit @ row < UNLIKE) for row in unit]
+        found = [
+            [int(rng.choice(some)) if len(some) else -1 for some in unlike] for _ in range(self.n_shuffled)
+        ]
+        return np.array(found, dtype=int).reshape(self.n_shuffled, len(unit))
+
+
+class _Gathered:
+    """Collects what the watches of all passes saw."""
+
+    def __init__(self, of: DirectEffects, count: int) -> None:
+        readers, prompts = len(of.readers) + of.n_shuffled, len(of.runs)
+        self._of = of
+        self.change = np.zeros((readers, count, of._n_writers, prompts))
+        self.read = np.zeros((readers, count, prompts))
+        self.bent = np.zeros_like(self.read)
+        self.scale = np.ones_like(self.read)
+
+    def begin(self, number: int, contrast: Contrast, count: int) -> Watch:
+        return Effects(contrast, self._of.readouts(number), count)
+
+    def end(self, number: int, members: Sequence[int], watch: Watch) -> None:
+        seen, index = cast(Effects, watch), self._of.runs.batches[number].index
+        every = np.arange(len(self.read))
+        self.change[np.ix_(every, np.array(members), np.arange(self._of._n_writers), index)] = (
+            seen.change.cpu().numpy()
+        )
+        self.read[np.ix_(every, np.array(members), index)] = seen.read.cpu().numpy()
+        self.bent[np.ix_(every, np.array(members), index)] = seen.bent.cpu().numpy()
+        self.scale[np.ix_(every, np.array(members), index)] = seen.scale.cpu().numpy()
