@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Circuit", "CircuitfindError", "Scores", "discover", "load_task"]
+__all__ = ["Circuit", "CircuitfindError", "Scores", "discover", "find_backups", "load_task"]
 
 if TYPE_CHECKING:
-    from circuitfind.api import discover
+    from circuitfind.api import discover, find_backups
     from circuitfind.circuit.graph import Circuit
     from circuitfind.circuit.scores import Scores
     from circuitfind.errors import CircuitfindError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "discover": "circuitfind.api",
+    "find_backups": "circuitfind.api",
     "Circuit": "circuitfind.circuit.graph",
     "Scores": "circuitfind.circuit.scores",
     "CircuitfindError": "circuitfind.errors",

@@ -1,4 +1,4 @@
-"""The Python API: ``circuitfind.discover``, with the words of the command line."""
+"""The Python API: ``circuitfind.discover`` and ``circuitfind.find_backups``, with the words of the command line."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from circuitfind.config import DEFAULT_MIN_SHARE, DEFAULT_RATE
 from circuitfind.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from circuitfind.backups.report import BackupReport
     from circuitfind.summary import Discovery
     from circuitfind.task.spec import TaskSpec
 
@@ -37,7 +39,8 @@ def discover(
         **settings: Those of ``circuitfind discover``, with underscores: ``method``, ``options`` (a mapping,
             such as ``{"steps": 10}``), ``metric``, ``ablation``, ``direction``, ``counterfactual``, ``faithfulness``,
             ``edges``, ``threshold``, ``evaluations``, ``positions``, ``precision``, ``count``, ``seed``,
-            ``min_accuracy``, ``drop_bad_pairs``.
+            ``min_accuracy``, ``drop_bad_pairs``, ``backups`` (look for what stands in when heads are removed; True),
+            ``include_backups`` (let it join the circuit; False).
 
     Raises:
         CircuitfindError: Whatever the command would print; ``hint`` says what to do.
@@ -51,10 +54,6 @@ def discover(
     for name in pictures:
         if name not in FORMATS:  # before the work, not after it
             raise UsageError(f"unknown picture format '{name}'", hint=did_you_mean(name, FORMATS))
-    if isinstance(memory, str):
-        from circuitfind.model.memory import parse_size
-
-        memory = parse_size(memory)
     spec = task if isinstance(task, TaskSpec) else load_task(task)
     return discover_task(
         spec,
@@ -65,3 +64,55 @@ def discover(
         formats=pictures,
         memory=memory_bytes(memory),
     )
+
+
+def find_backups(
+    task: str | Path | TaskSpec,
+    model: str | None = None,
+    *,
+    primaries: Sequence[str] = (),
+    readers: Sequence[str] = (),
+    min_share: float = DEFAULT_MIN_SHARE,
+    rate: float = DEFAULT_RATE,
+    outputs: str | Path | None = None,
+    device: str = "auto",
+    memory: str | int | None = None,
+    force: bool = False,
+    **settings: Any,
+) -> BackupReport:
+    """Find what stands in when components are removed, without a circuit.
+
+    Args:
+        task: A task's name, the path of a YAML file, or a loaded task.
+        model: Zoo name, local folder or hub name; the task's own model if None.
+        primaries: What to remove, such as ``["a9.h9", "9.6"]``; what direct effects point to if empty.
+        readers: What is written to, such as ``["logits", "a9.h6<q>"]``; the logits and one chosen input if empty.
+        min_share: A component counts when it takes over at least this share of what was lost.
+        rate: False-discovery rate.
+        outputs: Folder of run folders (default ``outputs``).
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        memory: As for ``discover``.
+        force: Search again.
+        **settings: ``ablation``, ``counterfactual``, ``count``, ``seed``, ``min_accuracy``, ``drop_bad_pairs``.
+
+    Raises:
+        CircuitfindError: Whatever the command would print; ``hint`` says what to do.
+    """
+    from circuitfind.backup_runs import search_task
+    from circuitfind.settings import BackupOptions, memory_bytes, resolve
+    from circuitfind.task.spec import TaskSpec, load_task
+
+    spec = task if isinstance(task, TaskSpec) else load_task(task)
+    return search_task(
+        spec,
+        resolve(spec, model=model, metric="logit-diff", **settings),
+        BackupOptions(_names(primaries), _names(readers), rate, min_share),
+        outputs=outputs,
+        device=device,
+        force=force,
+        memory=memory_bytes(memory),
+    ).report
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)

@@ -3,6 +3,7 @@
     prompts    draw and align the pairs, run the clean prompts, leave out those that the model answers wrongly
     scores     run the method
     circuit    prune, evaluate under two ablations
+    backups    find what stands in when heads are removed, and what the circuit leaves without it
     pictures   draw
 
 The model is loaded when a stage needs it and not before; a run whose stages are all finished loads nothing. Torch is
@@ -14,22 +15,22 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from circuitfind.backup_stage import Made, circuit_text, look, refused
 from circuitfind.circuit.graph import Circuit, Conditions, from_mask
 from circuitfind.circuit.scores import Scores
-from circuitfind.config import Ablation
-from circuitfind.errors import PromptError, UnsupportedError
+from circuitfind.errors import CircuitfindError, PromptError
 from circuitfind.output.dot import to_dot
 from circuitfind.output.draw import dot_binary, install_hint, render
 from circuitfind.output.store import Run, Stage, Store, stage_key
 from circuitfind.session import Reporter, Session, Silent, configuration, stage_keys, task_hash
-from circuitfind.settings import Settings
-from circuitfind.summary import Discovery, compare_with_known, known_roles, summarise
+from circuitfind.settings import BackupOptions, Settings
+from circuitfind.summary import Discovery, circuit_file, compare_with_known, known_roles, summarise
 from circuitfind.task.spec import TaskSpec
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from circuitfind.model.runs import Runs
     from circuitfind.task.pairs import PromptPairs
 
-STAGES = ("prompts", "scores", "circuit", "pictures")
+STAGES = ("prompts", "scores", "circuit", "backups", "pictures")
 
 
 def discover_task(
@@ -67,10 +68,10 @@ def discover_task(
     store = Store(outputs)
     run = store.open(spec.name, settings.model, configuration(session))
     with run:
-        return _Stages(session, store, run, force=force).all(formats)
+        return Stages(session, store, run, force=force).all(formats)
 
 
-class _Stages:
+class Stages:
     """The stages of one run, each with the key of everything that it depends on."""
 
     def __init__(self, session: Session, store: Store, run: Run, *, force: bool) -> None:
@@ -79,28 +80,85 @@ class _Stages:
 
     def all(self, formats: tuple[str, ...]) -> Discovery:
         keys = stage_keys(self.session)
+        prompts = self.prompts(keys["prompts"])
+        facts = prompts.facts
+        scores_stage = self._stage("scores", keys["scores"], self._scores)
+        scores = Scores.load(scores_stage.files["scores.npz"])
+        circuit_stage = self._stage("circuit", keys["circuit"], lambda: self._circuit(scores, facts))
+        stages = {"prompts": prompts, "scores": scores_stage, "circuit": circuit_stage}
+        last = "circuit"
+        if self.session.settings.backups:
+            found = self._backups(keys["backups"], circuit_stage, scores)
+            stages, last = (stages, last) if found is None else ({**stages, "backups": found}, "backups")
+        if last == "circuit":
+            self._write_circuit(circuit_stage)
+        circuit = Circuit.load(circuit_file(stages))
+        pictures = self.pictures(circuit, formats, stage_key(keys[last], formats))
+        self.record_device()
+        return Discovery(circuit, self.run.path, summarise(circuit, stages, pictures, self.run.path))
+
+    def prompts(self, key: str) -> Stage:
+        """The pairs that the model answers rightly, for the stages that follow."""
         self.run.record(
             hashes={"task": task_hash(self.session.spec), "model": self.session.identity},
             seeds={"prompts": self.session.settings.seed, "bootstrap": 0},
         )
-        prompts = self._stage("prompts", keys["prompts"], self._prompts)
-        facts = prompts.facts
-        self.session.kept = list(facts["kept"])
-        self.run.record(hashes={"prompts": facts["content_hash"]})
-        scores_stage = self._stage("scores", keys["scores"], self._scores)
-        scores = Scores.load(scores_stage.files["scores.npz"])
-        circuit_stage = self._stage("circuit", keys["circuit"], lambda: self._circuit(scores, facts))
-        circuit = Circuit.load(circuit_stage.files["circuit.json"])
-        pictures = self._pictures(circuit, formats, stage_key(keys["circuit"], formats))
+        if self.session.spec.path is not None:
+            self.run.record(task_file=str(self.session.spec.path.resolve()))
+        stage = self._stage("prompts", key, self._prompts)
+        self.session.kept = list(stage.facts["kept"])
+        self.run.record(hashes={"prompts": stage.facts["content_hash"]})
+        return stage
+
+    def backups(
+        self,
+        key: str,
+        options: BackupOptions,
+        circuit: Circuit | None = None,
+        scores: Scores | None = None,
+    ) -> Stage:
+        """What stands in when components are removed.
+
+        Raises:
+            CircuitfindError: The search refuses.
+        """
+        return self._stage("backups", key, lambda: look(self.session, options, circuit, scores))
+
+    def _backups(self, key: str, pruned: Stage, scores: Scores) -> Stage | None:
+        """The same, where a refusal is a note; None where memory ran out, which may go better the next time."""
+        circuit = Circuit.load(circuit_file({"circuit": pruned}))
+
+        def work() -> Made:
+            try:
+                return look(self.session, BackupOptions(), circuit, scores)
+            except CircuitfindError as error:
+                self.reporter.note(f"not searched for backups: {error.what}")
+                return refused(circuit, error)
+
+        try:
+            return self._stage("backups", key, work)
+        except (RuntimeError, MemoryError) as error:
+            from circuitfind.model.memory import out_of_memory
+
+            if not out_of_memory(error):
+                raise
+            self.reporter.note("not searched for backups: memory ran out (give --memory, or fewer prompts)")
+            return None
+
+    def _write_circuit(self, pruned: Stage) -> None:
+        """``circuit.json`` of a run without backups, unless a search that was asked for later has written it."""
+        text = pruned.read(circuit_file({"circuit": pruned}).name)
+        path = self.run.path / "circuit.json"
+        if "backups" not in self.run.manifest["stages"] and (not path.is_file() or path.read_bytes() != text):
+            self.run.write("circuit.json", text)
+
+    def record_device(self) -> None:
+        """Where the model ran, if it did."""
         if "model" in vars(self.session):
             model = self.session.model
             self.run.record(device=str(model.device), dtype=str(model.dtype).removeprefix("torch."))
-        stages = {"prompts": prompts, "scores": scores_stage, "circuit": circuit_stage}
-        return Discovery(circuit, self.run.path, summarise(circuit, stages, pictures, self.run.path))
 
-    def _stage(
-        self, name: str, key: str, work: Callable[[], tuple[dict[str, bytes | str], dict[str, Any]]]
-    ) -> Stage:
+    def _stage(self, name: str, key: str, work: Callable[[], Made]) -> Stage:
         found = None if self.force else self.run.stage(name, key)
         if found is not None:
             self.reporter.stage(name, "reused", "nothing that it depends on has changed")
@@ -131,7 +189,7 @@ class _Stages:
 
     # Each returns files and facts.
 
-    def _prompts(self) -> tuple[dict[str, bytes | str], dict[str, Any]]:
+    def _prompts(self) -> Made:
         session, settings = self.session, self.session.settings
         pairs = session.all_pairs
         runs = session.runs_of(pairs)
@@ -178,7 +236,7 @@ class _Stages:
         }
         return {"prompts.jsonl": "\n".join(lines) + "\n"}, facts
 
-    def _scores(self) -> tuple[dict[str, bytes | str], dict[str, Any]]:
+    def _scores(self) -> Made:
         from circuitfind.methods import get_method
 
         session, settings = self.session, self.session.settings
@@ -216,10 +274,8 @@ class _Stages:
         self.reporter.note(f"scored in {precision}, not in fp32: {same}{advice}")
         return {"precision": precision, "pairs": len(some), **found}
 
-    def _circuit(
-        self, scores: Scores, prompts: Mapping[str, Any]
-    ) -> tuple[dict[str, bytes | str], dict[str, Any]]:
-        from circuitfind.circuit.evaluate import Evaluator
+    def _circuit(self, scores: Scores, prompts: Mapping[str, Any]) -> Made:
+        from circuitfind.circuit.evaluate import Evaluator, evaluate_twice
         from circuitfind.circuit.prune import prune
 
         session, settings = self.session, self.session.settings
@@ -235,14 +291,7 @@ class _Stages:
         runs = session.full_runs
         if runs is not evaluator.runs:  # what is told of a circuit is measured in single precision
             evaluator = Evaluator(runs, settings.ablation)
-        evaluations = [evaluator.evaluate(pruned.mask)]
-        notes = []
-        for other in _other_ablations(settings.ablation):
-            try:
-                evaluations.append(Evaluator(runs, other).evaluate(pruned.mask))
-                break
-            except UnsupportedError as error:
-                notes.append(error.what)
+        evaluations, notes = evaluate_twice(evaluator, pruned.mask)
         conditions = Conditions(
             task=session.spec.name,
             model=settings.model,
@@ -269,10 +318,10 @@ class _Stages:
             "notes": notes,
             "known": compare_with_known(session.spec, settings, circuit),
         }
-        text = json.dumps(circuit.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-        return {"circuit.json": text + "\n"}, facts
+        return {"pruned.json": circuit_text(circuit)}, facts
 
-    def _pictures(self, circuit: Circuit, formats: tuple[str, ...], key: str) -> list[Path]:
+    def pictures(self, circuit: Circuit, formats: tuple[str, ...], key: str) -> list[Path]:
+        """Draw a circuit; without Graphviz, its DOT text."""
         if not formats:
             return []
         if dot_binary() is None:
@@ -280,7 +329,7 @@ class _Stages:
             self.reporter.note(f"no picture drawn: Graphviz's 'dot' is missing ({install_hint()})")
             return [path]
 
-        def draw() -> tuple[dict[str, bytes | str], dict[str, Any]]:
+        def draw() -> Made:
             text = to_dot(circuit)
             files: dict[str, bytes | str] = {"circuit.dot": text}
             for path in render(text, self.run.path / "circuit", formats):
@@ -289,12 +338,6 @@ class _Stages:
 
         stage = self._stage("pictures", key, draw)
         return [stage.files[f"circuit.{name}"] for name in formats]
-
-
-def _other_ablations(used: Ablation) -> Iterator[Ablation]:
-    """Which other ablation to hold a circuit to: the next of these that the prompts allow."""
-    order: tuple[Ablation, ...] = ("mean", "resample", "zero")
-    yield from (a for a in order if a != used)
 
 
 def _too_inaccurate(

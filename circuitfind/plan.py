@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
@@ -21,6 +21,10 @@ EDGE_PASS = 0.7
 
 TYPICAL_TRIALS = 100
 """Circuits that pruning by faithfulness tries on models of this size; it depends on what it finds."""
+
+
+TYPICAL_SEARCH = 50
+"""Passes of a search for backups, on models and tasks where there is something to verify; a few where there is not."""
 
 
 @dataclass(frozen=True)
@@ -89,20 +93,21 @@ def make_plan(
     store = Store(outputs)
     run = store.existing(session.spec.name, settings.model, config)
     keys = stage_keys(session)
-    keys["pictures"] = stage_key(keys["circuit"], formats)
+    keys["pictures"] = stage_key(keys.get("backups", keys["circuit"]), formats)
+    wanted = [stage for stage in STAGES if stage in keys]
     here = {name: run is not None and run.stage(name, key) is not None for name, key in keys.items()}
     cached = {
         name: not force and (here[name] or store.finished(name, key) is not None)
         for name, key in keys.items()
     }
     name = run_name(session.spec.name, settings.model, config)[0]
-    if all(cached[stage] for stage in STAGES if stage != "pictures"):
-        stages = tuple(StagePlan(stage, "cached" if cached[stage] else "run") for stage in STAGES)
+    if all(cached[stage] for stage in wanted if stage != "pictures"):
+        stages = tuple(StagePlan(stage, "cached" if cached[stage] else "run") for stage in wanted)
         return Plan(name, stages, None, None, None)
-    return _measured(session, name, cached)
+    return _measured(session, name, cached, wanted)
 
 
-def _measured(session: Session, name: str, cached: Mapping[str, bool]) -> Plan:
+def _measured(session: Session, name: str, cached: Mapping[str, bool], wanted: Sequence[str]) -> Plan:
     from circuitfind.methods import get_method
 
     runs = session.runs_of(session.all_pairs)
@@ -121,9 +126,12 @@ def _measured(session: Session, name: str, cached: Mapping[str, bool]) -> Plan:
         "prompts": StagePlan("prompts", "run", 1, 0, forward),
         "scores": StagePlan("scores", "run", *scored, forward * (scored[0] + 2 * scored[1])),
         "circuit": StagePlan("circuit", "run", trials, 0, forward * EDGE_PASS * trials, note),
+        "backups": StagePlan(
+            "backups", "run", TYPICAL_SEARCH, 0, forward * TYPICAL_SEARCH, "as many as there is to verify"
+        ),
         "pictures": StagePlan("pictures", "run", seconds=1.0),
     }
-    stages = tuple(StagePlan(stage, "cached") if cached.get(stage) else work[stage] for stage in STAGES)
+    stages = tuple(StagePlan(stage, "cached") if cached[stage] else work[stage] for stage in wanted)
     memory, most = _memory(runs, trials)
     return Plan(name, stages, most, len(runs), tokens, memory)
 

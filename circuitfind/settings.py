@@ -10,6 +10,8 @@ from circuitfind.circuit.rule import Rule
 from circuitfind.config import (
     ABLATIONS,
     DEFAULT_METHOD,
+    DEFAULT_MIN_SHARE,
+    DEFAULT_RATE,
     DEFAULT_TARGET,
     DIRECTIONS,
     POSITIONS,
@@ -21,6 +23,7 @@ from circuitfind.config import (
 )
 from circuitfind.errors import UsageError, did_you_mean
 from circuitfind.methods import METHODS
+from circuitfind.names import parse_node, parse_reader
 from circuitfind.task.spec import MetricName, TaskSpec
 
 
@@ -45,6 +48,10 @@ class Settings:
     drop_bad_pairs: bool
     positions: Positions = "none"
     precision: Precision = "fp32"
+    backups: bool = True
+    """Whether to look for what stands in when heads are removed."""
+    include_backups: bool = False
+    """Whether what stands in joins the circuit."""
 
     @property
     def method_label(self) -> str:
@@ -56,6 +63,38 @@ class Settings:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class BackupOptions:
+    """What to look for, in names; empty for what the search finds out by itself.
+
+    Attributes:
+        primaries: Components to remove.
+        readers: What they write to.
+        rate: False-discovery rate.
+        min_share: A component counts when it takes over at least this share of what was lost.
+    """
+
+    primaries: tuple[str, ...] = ()
+    readers: tuple[str, ...] = ()
+    rate: float = DEFAULT_RATE
+    min_share: float = DEFAULT_MIN_SHARE
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < 1:
+            raise UsageError(
+                f"a false-discovery rate of {self.rate} says nothing", hint="give one such as 0.05"
+            )
+        if not 0 <= self.min_share <= 1:
+            raise UsageError(
+                f"a share of {self.min_share} does not exist",
+                hint="give a share between 0 and 1, such as 0.05",
+            )
+        for name in self.primaries:
+            parse_node(name)
+        for name in self.readers:
+            parse_reader(name)
 
 
 def resolve(
@@ -78,6 +117,8 @@ def resolve(
     drop_bad_pairs: bool = False,
     positions: str = "none",
     precision: str = "fp32",
+    backups: bool = True,
+    include_backups: bool = False,
 ) -> Settings:
     """Settings of one run; what is None comes from the task.
 
@@ -95,6 +136,8 @@ def resolve(
         raise UsageError(f"an accuracy of {min_accuracy} does not exist", hint="give a share between 0 and 1")
     if count is not None and count < 1:
         raise UsageError(f"{count} prompt pairs are none", hint="give at least 1")
+    if include_backups and not backups:
+        raise UsageError("backups that are not looked for cannot be included", hint="leave out --no-backups")
     known = spec.counterfactuals
     if counterfactual is not None and spec.prompts.file is None and counterfactual not in known:
         raise UsageError(
@@ -118,6 +161,8 @@ def resolve(
         drop_bad_pairs=drop_bad_pairs,
         positions=_one_of("way to keep positions apart", positions, POSITIONS),  # type: ignore[arg-type]  # likewise
         precision=_one_of("precision", precision, PRECISIONS),  # type: ignore[arg-type]  # likewise
+        backups=backups,
+        include_backups=include_backups,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from circuitfind.backups.report import BackupReport
+from circuitfind.circuit.backup import stood_in_for
 from circuitfind.circuit.graph import Circuit
 from circuitfind.circuit.scores import Scores
 from circuitfind.errors import RunError, UsageError
@@ -21,9 +24,9 @@ from circuitfind.task.spec import TaskSpec
 
 def known_roles(spec: TaskSpec, model: str) -> dict[str, str]:
     """Role by node, from the circuit that is known for this task and model."""
-    from circuitfind.zoo import is_zoo
+    from circuitfind.zoo import is_planted
 
-    if is_zoo(model) and model != "mini":
+    if is_planted(model):
         from circuitfind.model.load import planted
 
         return dict(planted(model).roles)
@@ -33,9 +36,9 @@ def known_roles(spec: TaskSpec, model: str) -> dict[str, str]:
 
 def known_edges(spec: TaskSpec, settings: Settings) -> frozenset[str]:
     """The true edges of a planted model, or those that the task lists for this model; empty where none is known."""
-    from circuitfind.zoo import is_zoo
+    from circuitfind.zoo import is_planted
 
-    if is_zoo(settings.model) and settings.model != "mini":
+    if is_planted(settings.model):
         from circuitfind.model.load import planted
 
         return planted(settings.model).edges.get(settings.ablation, frozenset())
@@ -121,12 +124,49 @@ def _number(value: Any) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
+def circuit_file(stages: Mapping[str, Stage]) -> Path:
+    """Where a run's circuit is: with its backups, as it was pruned, or as older versions wrote it."""
+    backups = stages.get("backups")
+    if backups is not None and "circuit.json" in backups.files:
+        return backups.files["circuit.json"]
+    pruned = stages["circuit"].files
+    return pruned.get("pruned.json") or pruned["circuit.json"]
+
+
+def _backups(circuit: Circuit, stage: Stage) -> dict[str, Any]:
+    """What stands in, and what was left out of the circuit because of that."""
+    facts = stage.facts
+    file = stage.files.get("backups.json")
+    return {
+        "skipped": facts["skipped"],
+        "verdict": facts["verdict"],
+        "counts": facts["counts"],
+        "found": circuit.as_dict()["backups"],
+        "included": facts.get("without_backups") is not None,
+        "faithfulness_without": facts.get("without_backups"),
+        "file": None if file is None else str(file),
+    }
+
+
+def _redundant(circuit: Circuit) -> list[dict[str, Any]]:
+    return [
+        {
+            "nodes": [str(n) for n in found.nodes],
+            "group": [str(n) for n in found.group],
+            "backups": [str(n) for n in found.backups],
+            "reader": found.reader,
+        }
+        for found in stood_in_for(circuit)
+    ]
+
+
 def summarise(
     circuit: Circuit, stages: Mapping[str, Stage], pictures: list[Path], folder: Path
 ) -> dict[str, Any]:
     """The numbers of a run as plain data, for printing and for ``--json``."""
     data = circuit.as_dict()
     prompts, scoring, pruning = (stages[name].facts for name in ("prompts", "scores", "circuit"))
+    backups = stages.get("backups")
     return {
         "run": folder.name,
         "folder": str(folder),
@@ -142,9 +182,13 @@ def summarise(
         "counts": {**data["counts"], "share_of_edges": circuit.share_of_edges},
         "verification": scoring.get("verification"),
         "precision_check": scoring.get("precision_check"),
-        "minimal": pruning["minimal"],
+        # What joins the circuit afterwards was not tried for dropping.
+        "minimal": pruning["minimal"] and not (backups is not None and backups.facts.get("without_backups")),
         "circuits_tried": pruning["evaluations"],
         "known": pruning["known"],
+        "backups": None if backups is None else _backups(circuit, backups),
+        "completeness": None if backups is None else backups.facts.get("completeness"),
+        "redundant": _redundant(circuit),
         "seconds": round(sum(s.facts["seconds"] for s in stages.values()), 2),
         "forward_passes": sum(s.facts["forward_passes"] for s in stages.values()),
         "backward_passes": sum(s.facts["backward_passes"] for s in stages.values()),
@@ -189,24 +233,86 @@ def stored(run: Run) -> Found:
     Raises:
         RunError: It found nothing yet, or its files were changed.
     """
-    stages = {}
-    for name, record in run.manifest["stages"].items():
-        stage = run.stage(name, record["key"])
-        if stage is not None:
-            stages[name] = stage
+    stages = finished_stages(run)
     needed = ("prompts", "scores", "circuit")
     missing = [name for name in needed if name not in stages]
+    if missing and alone(run):
+        raise RunError(
+            "the run looked for backups alone: it has no circuit",
+            where=str(run.path),
+            hint=f"see `circuitfind show {run.name} --backups`, or find a circuit with `circuitfind discover`",
+        )
     if missing:
         raise RunError(
             f"the run has no finished stage '{missing[0]}' (it is {run.status})",
             where=str(run.path),
             hint="give the same discover command again: finished stages are reused",
         )
-    circuit = Circuit.load(stages["circuit"].files["circuit.json"])
+    circuit = Circuit.load(circuit_file(stages))
     pictures = (
         [path for path in stages["pictures"].files.values() if path.suffix != ".dot"]
         if "pictures" in stages
         else []
     )
-    counted = {name: stages[name] for name in needed}  # as `discover` counts: drawing is no part of the cost
+    counted = {
+        name: stages[name] for name in (*needed, "backups") if name in stages
+    }  # as `discover` counts: drawing is no part of the cost
     return Found(circuit, run.path, summarise(circuit, counted, pictures, run.path), run.status)
+
+
+def alone(run: Run) -> bool:
+    """Whether a run is a search for backups without a circuit."""
+    return "backups" in run.manifest["config"]
+
+
+def finished_stages(run: Run) -> dict[str, Stage]:
+    """The stages of a run whose files are whole, by name."""
+    found = ((name, run.stage(name, record["key"])) for name, record in run.manifest["stages"].items())
+    return {name: stage for name, stage in found if stage is not None}
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search for backups found, as it lies on disk.
+
+    Attributes:
+        report: All of it.
+        folder: The run folder.
+        facts: What the stage took and told.
+    """
+
+    report: BackupReport
+    folder: Path
+    facts: Mapping[str, Any]
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "backups.json"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report, and where it is."""
+        return {**self.report.as_dict(), "run": self.folder.name, "file": str(self.file)}
+
+
+def searched(run: Run, stage: Stage | None = None) -> Searched:
+    """The search of a run.
+
+    Raises:
+        RunError: It has none, or the search was refused.
+    """
+    stage = stage or finished_stages(run).get("backups")
+    if stage is None or "backups.json" not in stage.files:
+        why = f": {stage.facts['skipped']}" if stage is not None else ""
+        raise RunError(
+            f"the run has not been searched for backups{why}",
+            where=str(run.path),
+            hint=f"search it with `circuitfind backups {run.name}`",
+        )
+    path = stage.files["backups.json"]
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"the report cannot be read: {error}", where=str(path), hint="run `circuitfind backups` again"
+        ) from error
+    return Searched(BackupReport.from_dict(data, where=str(path)), run.path, stage.facts)

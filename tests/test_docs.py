@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
+from circuitfind.backups.report import MEANING, BackupReport
 from circuitfind.cli import COMMANDS, group
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,3 +55,12 @@ def test_every_command_line_is_one(line: str) -> None:
     command = group.get_command(click.Context(group), words[0])
     assert command is not None
     command.make_context(words[0], words[1:])
+
+
+def test_the_example_of_a_backup_report_is_one() -> None:
+    page = (ROOT / "docs" / "backups-json.md").read_text(encoding="utf-8")
+    data = json.loads(page.split("```json")[1].split("```")[0])
+    report = BackupReport.from_dict(data)
+    assert json.loads(json.dumps(report.as_dict())) == data
+    for kind, meaning in MEANING.items():
+        assert f"| `{kind}` | {meaning}" in page

@@ -16,7 +16,7 @@ import circuitfind
 from circuitfind.errors import PromptError
 from circuitfind.pipeline import STAGES, Silent, discover_task
 from circuitfind.session import Session, stage_keys, task_hash
-from circuitfind.settings import Settings, resolve
+from circuitfind.settings import BackupOptions, Settings, resolve
 from circuitfind.task.spec import TaskSpec, load_task
 
 PLANTED = ("planted-induction", "ioi-planted", "and-gate", "or-gate")
@@ -160,6 +160,7 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"rule": {"faithfulness": 0.5}}, "circuit"),
     ({"rule": {"edges": 3}}, "circuit"),
     ({"rule": {"evaluations": 7}}, "circuit"),
+    ({"include_backups": True}, "backups"),
     ({"method": "activation-patching"}, "scores"),
     ({"options": {"verify": 3}}, "scores"),
     ({"positions": "all"}, "scores"),
@@ -196,6 +197,19 @@ def test_an_option_that_is_as_by_default_is_none(spec: TaskSpec) -> None:
     more = resolve(spec, options={"verify": "3"}, positions="all", precision="bf16")
     assert more.options == {"verify": 3}
     assert more.method_label == "hybrid (verify=3, positions=all, precision=bf16)"
+
+
+def test_no_backups_changes_no_other_key(spec: TaskSpec) -> None:
+    with_them, without = (stage_keys(Session(spec, resolve(spec, backups=on))) for on in (True, False))
+    assert with_them.keys() - without.keys() == {"backups"}
+    assert without.items() <= with_them.items()
+
+
+def test_options_of_a_search_are_those_of_the_search() -> None:
+    from circuitfind.backups.reading import Search
+
+    options, search = BackupOptions(), Search()
+    assert (options.rate, options.min_share) == (search.rate, search.min_share)
 
 
 def test_memory_changes_no_key(spec: TaskSpec) -> None:
@@ -239,7 +253,7 @@ def test_mixed_precision_is_checked_and_told(spec: TaskSpec) -> None:
 def test_keys_are_the_same_in_every_process(spec: TaskSpec) -> None:
     session = Session(spec, resolve(spec), known_identity="fixed")
     assert stage_keys(session) == stage_keys(replace(session))
-    assert len(set(stage_keys(session).values())) == 3
+    assert len(set(stage_keys(session).values())) == 4
 
 
 def test_hash_of_a_task_is_of_its_content(tmp_path: Path) -> None:

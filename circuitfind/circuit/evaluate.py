@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 
 from circuitfind.circuit.graph import Evaluation, Interval
 from circuitfind.config import Ablation
-from circuitfind.errors import RunError
+from circuitfind.errors import RunError, UnsupportedError
 from circuitfind.model.node_pass import Patch
 from circuitfind.model.runs import Runs
 
@@ -89,6 +89,21 @@ class Evaluator:
             empty=empty,
             n_prompts=len(self.runs),
         )
+
+
+def evaluate_twice(
+    evaluator: Evaluator, mask: Bool[np.ndarray, "writer reader"]
+) -> tuple[list[Evaluation], list[str]]:
+    """A circuit under the evaluator's ablation and the next other one that the prompts allow, and why not others."""
+    found, notes = [evaluator.evaluate(mask)], []
+    order: tuple[Ablation, ...] = ("mean", "resample", "zero")
+    for other in (a for a in order if a != evaluator.ablation):
+        try:
+            found.append(Evaluator(evaluator.runs, other).evaluate(mask))
+            break
+        except UnsupportedError as error:
+            notes.append(error.what)
+    return found, notes
 
 
 def bootstrap_ratio(

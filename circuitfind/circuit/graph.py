@@ -72,6 +72,29 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Backup:
+    """A component that acts when others are removed. It is no part of the circuit: faithfulness does not count it.
+
+    Attributes:
+        kind: ``backup``, ``second-order backup`` or ``relief`` (docs/backups-json.md).
+        covers: What must be removed for it to act.
+        reader: What it writes to: ``logits``, ``m5``, ``a9.h6<q>``.
+        share: How much of the direct effect that was lost it makes up for, as two ablations bear out.
+    """
+
+    node: Node
+    kind: str
+    covers: tuple[Node, ...]
+    reader: str
+    share: float
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether it writes the answer, rather than working less against it."""
+        return self.kind != "relief"
+
+
+@dataclass(frozen=True)
 class Circuit:
     """A sparse subgraph of a model.
 
@@ -83,6 +106,7 @@ class Circuit:
         conditions: Task, model, method, metric, ablation, counterfactual, rule.
         evaluations: One for each ablation under which it was measured.
         roles: By node name, where a known circuit of the task names them.
+        backups: What stands in for others, the strongest claims first; beside the circuit, not in it.
     """
 
     anatomy: Anatomy
@@ -92,6 +116,7 @@ class Circuit:
     node_scores: Mapping[str, float] = field(default_factory=dict)
     evaluations: tuple[Evaluation, ...] = ()
     roles: Mapping[str, str] = field(default_factory=dict)
+    backups: tuple[Backup, ...] = ()
 
     def __post_init__(self) -> None:
         # A key of a query head is one of its key/value head: one edge, one name, one score.
@@ -104,6 +129,9 @@ class Circuit:
             object.__setattr__(self, name, dict(getattr(self, name)))
         for edge in self.edges:
             self.anatomy.index_of(edge)
+        for backup in self.backups:
+            for node in (backup.node, *backup.covers):
+                self.anatomy.row_of(node)
 
     @cached_property
     def graph(self) -> nx.MultiDiGraph[str]:
@@ -197,6 +225,17 @@ class Circuit:
             "evaluations": [
                 {**vars(e), "faithfulness": vars(e.faithfulness).copy()} for e in self.evaluations
             ],
+            "backups": [
+                {
+                    "name": str(b.node),
+                    "kind": b.kind,
+                    "covers": [str(n) for n in b.covers],
+                    "reader": b.reader,
+                    "share": _finite(b.share),
+                    "role": self.roles.get(str(b.node)),
+                }
+                for b in self.backups
+            ],
         }
 
     @classmethod
@@ -216,6 +255,8 @@ class Circuit:
         try:
             edges = tuple(parse_edge(e["name"]) for e in data["edges"])
             nodes = [(str(parse_node(n["name"]).bare), n) for n in data["nodes"]]
+            backups = [(_backup(b), b.get("role")) for b in data.get("backups", ())]  # none in older files
+            roles = {str(b.node): role for b, role in backups if role}
             return cls(
                 anatomy=Anatomy(**data["anatomy"]),
                 edges=edges,
@@ -228,7 +269,8 @@ class Circuit:
                     Evaluation(**{**e, "faithfulness": Interval(**e["faithfulness"])})
                     for e in data["evaluations"]
                 ),
-                roles={name: n["role"] for name, n in nodes if n.get("role")},
+                roles=roles | {name: n["role"] for name, n in nodes if n.get("role")},
+                backups=tuple(b for b, _ in backups),
             )
         except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
             raise UsageError(
@@ -319,6 +361,13 @@ def _canonical(anatomy: Anatomy, edge: Edge) -> Edge:
         return edge
     shared = replace(receiver, kind=Kind.KV, index=anatomy.kv_of(receiver.index))
     return replace(edge, receiver=shared)
+
+
+def _backup(data: Mapping[str, Any]) -> Backup:
+    covers = tuple(parse_node(name) for name in data["covers"])
+    return Backup(
+        parse_node(data["name"]), str(data["kind"]), covers, str(data["reader"]), _number(data["share"])
+    )
 
 
 def _finite(value: float | None) -> float | None:

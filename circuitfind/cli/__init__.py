@@ -22,6 +22,10 @@ from circuitfind.errors import (
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "discover": ("circuitfind.cli.discover:discover", "Find a small circuit for a task, and measure it."),
+    "backups": (
+        "circuitfind.cli.backups:backups",
+        "Find what stands in when heads are removed.",
+    ),
     "show": ("circuitfind.cli.results:show", "Show what a run found."),
     "list": ("circuitfind.cli.results:list_things", "List tasks, models, methods or runs."),
     "render": ("circuitfind.cli.results:render_run", "Draw a run's circuit as SVG, PNG, PDF or DOT."),

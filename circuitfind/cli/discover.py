@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from circuitfind.cli.common import Screen, common_options, duration, number, share, size, table
+from circuitfind.cli.common import Screen, common_options, duration, number, size, table
+from circuitfind.cli.progress import Progress
+from circuitfind.cli.verdict import show_summary
 from circuitfind.config import ABLATIONS, DEFAULT_METHOD, DEFAULT_TARGET, DIRECTIONS, POSITIONS, PRECISIONS
 from circuitfind.errors import UsageError
 
@@ -107,6 +107,13 @@ def complete_methods(ctx: click.Context, param: click.Parameter, incomplete: str
     show_default=True,
     help=f"{', '.join(PRECISIONS)}: what scores and pruning are computed in.",
 )
+@click.option(
+    "--backups/--no-backups",
+    default=True,
+    show_default=True,
+    help="Whether to look for what stands in when heads are removed.",
+)
+@click.option("--include-backups", is_flag=True, help="Let what stands in join the circuit.")
 @click.option("--memory", metavar="SIZE", help="Plan for it, such as 8GB.  [default: most of what is free]")
 @click.option("--device", metavar="NAME", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
 @click.option(
@@ -160,7 +167,7 @@ def discover(
         )
         screen.result({"version": 1, **plan.as_dict()}, lambda: _show_plan(screen, plan))
         return
-    with _Progress(screen) as progress:
+    with Progress(screen) as progress:
         found = discover_task(
             spec,
             settings,
@@ -182,158 +189,6 @@ def _named(options: tuple[str, ...]) -> dict[str, str]:
                 f"--option {text} gives no value", hint="write it as NAME=VALUE, such as --option steps=10"
             )
     return {name.strip(): value.strip() for name, _, value in (text.partition("=") for text in options)}
-
-
-class _Progress:
-    """Stages and a running line on stderr; one line for each stage where stderr is no terminal."""
-
-    def __init__(self, screen: Screen) -> None:
-        self._screen = screen
-        self._rows = 0
-        self._start = time.monotonic()
-        self._text = ""
-        self._status: Any = None
-
-    def __enter__(self) -> _Progress:
-        if not self._screen.quiet and self._screen.err.is_terminal:
-            self._status = self._screen.err.status("")
-            self._status.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._status is not None:
-            self._status.stop()
-
-    def stage(self, name: str, state: str, detail: str = "") -> None:
-        if self._screen.quiet:
-            return
-        text = f"{name}: {detail}" if detail else name
-        if state == "running":
-            self._text = text
-            self._update()
-            if detail and self._screen.verbose:
-                self._screen.err.print(f"  {text}", markup=False)
-        else:
-            self._screen.err.print(
-                f"{'=' if state == 'reused' else '+'} {name:<9} {state}{', ' + detail if detail else ''}",
-                markup=False,
-            )
-
-    def progress(self, rows: int) -> None:
-        self._rows += rows
-        self._update()
-
-    def note(self, text: str) -> None:
-        self._screen.note(text)
-
-    def _update(self) -> None:
-        if self._status is not None:
-            self._status.update(
-                f"{self._text}  ({self._rows} patched prompts, {duration(time.monotonic() - self._start)})"
-            )
-
-
-def show_summary(screen: Screen, summary: Any, circuit: Any) -> None:
-    """A run's verdict in a few lines."""
-    out, conditions, counts, prompts = (
-        screen.out,
-        summary["conditions"],
-        summary["counts"],
-        summary["prompts"],
-    )
-    out.print(
-        f"[bold]{conditions['task']}[/bold] on [bold]{conditions['model']}[/bold]: a circuit found by {conditions['method']}"
-    )
-    out.print(
-        f"  under         {conditions['ablation']} ablation, counterfactual {conditions['counterfactual']}, "
-        f"metric {conditions['metric']}, {conditions['direction']}, pruned to {conditions['rule']}"
-    )
-    for i, found in enumerate(summary["evaluations"]):
-        f = found["faithfulness"]
-        out.print(
-            f"  {'faithfulness' if i == 0 else '':<13} [bold]{f['value']:.3f}[/bold] \\[{f['low']:.3f}, {f['high']:.3f}] "
-            f"under {found['ablation']} ablation ({found['metric']} {found['circuit']:.3f}; "
-            f"model {found['full']:.3f}, empty {found['empty']:.3f}; {found['n_prompts']} prompts)"
-        )
-        if i and f["value"] < 0.5:
-            out.print(f"{'':<16}(there, what clean and corrupted prompts have in common is cut as well)")
-    minimal = ", none of which can be dropped alone" if summary["minimal"] else ""
-    out.print(
-        f"  kept          {counts['nodes']} nodes ({number(counts['heads'], 'head')}, "
-        f"{number(counts['mlps'], 'MLP')}), {counts['edges']} of {counts['edges_in_model']} edges "
-        f"({share(counts['share_of_edges'])}){minimal}"
-    )
-    left = [f"{prompts['answered_wrongly']} answered wrongly"] if prompts["answered_wrongly"] else []
-    left += [f"{prompts['dropped_unaligned']} not aligned"] if prompts["dropped_unaligned"] else []
-    split = sum(prompts["left_out"].values())
-    words = f"; {number(split, 'slot value')} left out, not one token here" if split else ""
-    out.print(
-        f"  prompts       {prompts['used']} used{' (left out: ' + ', '.join(left) + ')' if left else ''}, "
-        f"accuracy {share(prompts['accuracy'])}{words}"
-    )
-    if summary["known"]:
-        known = summary["known"]
-        out.print(
-            f"  known circuit precision {known['precision']:.2f}, recall {known['recall']:.2f} over its {known['level']}"
-        )
-    for title, line in checked(summary):
-        out.print(f"  {title:<13} {line}", markup=False)
-    scored = {name: s for name, s in circuit.edge_scores.items() if _size(s) > 0}
-    scored = scored or {name: s for name, s in circuit.node_scores.items() if _size(s) > 0}  # node methods
-    strongest = sorted(scored, key=lambda name: -_size(scored[name]))[:5]
-    if strongest:
-        shown = ", ".join(f"{name} {scored[name]:+.2g}" for name in strongest)
-        out.print(f"  strongest     {shown}", markup=False)
-    out.print(
-        f"  cost          {duration(summary['seconds'])}, {summary['forward_passes']} forward and "
-        f"{summary['backward_passes']} backward passes, {summary['circuits_tried']} circuits tried"
-    )
-    out.print(f"  run           {summary['folder']}", markup=False)
-    for picture in summary["pictures"]:
-        out.print(f"  picture       {picture}", markup=False)
-
-
-def checked(summary: Any) -> Iterator[tuple[str, str]]:
-    """What is known of how far the scores can be trusted: title and text of each line."""
-    found = summary["verification"]
-    if found is not None:
-        things = f"{found['level']}s"
-        told = [
-            f"{found[key]:.2f}"
-            for key in ("rank_correlation", "rank_correlation_drawn")
-            if found[key] is not None
-        ]
-        ranks = f": rank correlation with {found['proposed_by']} {' and '.join(told)}" if told else ""
-        yield (
-            "checked",
-            f"exact patching of the {found['verified']} strongest and {found['drawn']} random {things}{ranks}",
-        )
-        left = found["others"] - found["drawn"]
-        bound = found["bounds"][0]
-        if not left:
-            yield "", f"that is every {found['level']}: none was missed"
-        else:
-            what = f"as strong as the {_ordinal(bound['k'])} strongest verified"
-            yield (
-                "",
-                f"at {share(found['confidence'])} confidence at most {bound['at_most']:,} of the {left:,} others are {what}",
-            )
-    low = summary["precision_check"]
-    if low is not None:
-        ranks = f" and ranks {low['rank_correlation']:.3f}" if low["rank_correlation"] is not None else ""
-        same = (
-            f"on {low['pairs']} pairs {share(low['overlap'])} of the {low['k']} strongest{ranks} as in fp32"
-        )
-        yield "precision", f"{low['precision']}: {same}; faithfulness is measured in fp32"
-
-
-def _ordinal(count: int) -> str:
-    ending = "th" if count // 10 % 10 == 1 else {1: "st", 2: "nd", 3: "rd"}.get(count % 10, "th")
-    return f"{count}{ending}"
-
-
-def _size(score: float | None) -> float:
-    return abs(score) if score is not None and score == score else 0.0
 
 
 def _show_plan(screen: Screen, plan: Any) -> None:

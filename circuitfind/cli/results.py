@@ -144,19 +144,36 @@ def _runs(outputs: str | None) -> list[dict[str, Any]]:
     is_flag=True,
     help="What the strongest nodes (ten, or N) do at each position, after --positions.",
 )
+@click.option("--backups", is_flag=True, help="What stands in when heads are removed, in place of the rest.")
+@click.option("--all", "everything", is_flag=True, help="With --backups, every finding.")
 @click.option("--outputs", metavar="FOLDER", help=OUTPUTS_HELP)
 @common_options
 def show(
-    screen: Screen, run: str, nodes: bool, edges: bool, top: int | None, apart: bool, outputs: str | None
+    screen: Screen,
+    run: str,
+    nodes: bool,
+    edges: bool,
+    top: int | None,
+    apart: bool,
+    backups: bool,
+    everything: bool,
+    outputs: str | None,
 ) -> None:
     """Show what RUN found (its name, the beginning of it, its folder, or `latest`)."""
-    from circuitfind.cli.discover import show_summary
+    from circuitfind.cli.verdict import show_summary
     from circuitfind.output.store import Store
-    from circuitfind.summary import by_position, stored, strongest
+    from circuitfind.summary import alone, by_position, searched, stored, strongest
 
     if top is not None and top < 1:
         raise UsageError(f"the {top} strongest are none", hint="give at least 1")
-    found = stored(Store(outputs).find(run))
+    run_found = Store(outputs).find(run)
+    nothing_else = alone(run_found) and not (nodes or edges or top or apart)
+    if backups or nothing_else:  # a search without a circuit has nothing else to show
+        from circuitfind.cli.backups import print_searched
+
+        print_searched(screen, searched(run_found), everything=everything)
+        return
+    found = stored(run_found)
     circuit = found.circuit
     data: dict[str, Any] = {"version": 1, **found.summary}
     if top is not None:

@@ -14,6 +14,7 @@ from itertools import pairwise
 
 from circuitfind.circuit.graph import Circuit
 from circuitfind.names import SLOTS, Edge, Kind, Node
+from circuitfind.output.dot_backups import Aside, asides, backup_lines, drawn_nodes
 from circuitfind.output.dot_caption import bottom_table
 from circuitfind.output.dot_style import (
     FILL,
@@ -21,6 +22,7 @@ from circuitfind.output.dot_style import (
     INK,
     LINE,
     MUTED,
+    NEGATIVE,
     Scale,
     html_text,
     quoted,
@@ -67,6 +69,7 @@ def to_dot(
     lines += _rule_lines(ranks, order, scale)
     lines += [_edge_line(edge, circuit, scale) for edge in _weak_first(circuit)]
     lines += _serves_lines(links)
+    lines += backup_lines(circuit)
     return "\n".join([*lines, "}", ""])
 
 
@@ -102,7 +105,7 @@ def _rank_of(node: Node, circuit: Circuit, keys: frozenset[Node]) -> _Rank:
 def _ranks(circuit: Circuit) -> _Ranks:
     keys = _only_keys(circuit)
     found: _Ranks = {}
-    for node in circuit.nodes:
+    for node in drawn_nodes(circuit):
         found.setdefault(_rank_of(node, circuit, keys), []).append(node)
     return dict(sorted(found.items()))
 
@@ -218,27 +221,38 @@ def _position_order(circuit: Circuit, positions: Sequence[str]) -> dict[str | No
 
 def _node_lines(circuit: Circuit, scale: Scale) -> Iterator[str]:
     fed = {(edge.receiver, edge.slot) for edge in circuit.edges}
-    for node in circuit.nodes:
-        yield _node_line(node, circuit, fed, scale)
+    beside = asides(circuit)
+    for node in drawn_nodes(circuit):
+        yield _node_line(node, circuit, fed, scale, beside.get(node))
 
 
-def _node_line(node: Node, circuit: Circuit, fed: set[tuple[Node, str | None]], scale: Scale) -> str:
+def _node_line(
+    node: Node, circuit: Circuit, fed: set[tuple[Node, str | None]], scale: Scale, aside: Aside | None
+) -> str:
     role = circuit.roles.get(str(node), circuit.roles.get(str(node.bare)))
     score = circuit.node_scores.get(str(node.bare), math.nan)
     tip = str(node) + (f" ({role})" if role else "") + (f": {signed(score)}" if math.isfinite(score) else "")
     slots: tuple[str, ...] = ()
-    if node.kind is Kind.HEAD:
+    if aside is not None and node not in circuit.nodes:
+        pass  # nothing enters it
+    elif node.kind is Kind.HEAD:
         # With grouped-query attention the keys and values belong to the key/value head.
         slots = SLOTS[:1] if circuit.anatomy.grouped else SLOTS
     elif node.kind is Kind.KV:
         slots = SLOTS[1:]
-    label = _node_table(node, role, [(slot, (node, slot) in fed) for slot in slots], scale)
+    label = _node_table(node, role, [(slot, (node, slot) in fed) for slot in slots], scale, aside)
     return f"  {quoted(str(node))} [label={label}, tooltip={quoted(tip)}, class={quoted(node.kind.name.lower())}];"
 
 
-def _node_table(node: Node, role: str | None, slots: Sequence[tuple[str, bool]], scale: Scale) -> str:
+def _node_table(
+    node: Node,
+    role: str | None,
+    slots: Sequence[tuple[str, bool]],
+    scale: Scale,
+    aside: Aside | None = None,
+) -> str:
     """Heads are round tables with their inputs at the lower side, MLPs square ones, input and logits dark
-    bars.
+    bars; what acts only when others are removed has a dashed border and says so.
     """
     span = f' COLSPAN="{len(slots)}"' if slots else ""
     ends = node.kind in (Kind.INPUT, Kind.LOGITS)
@@ -247,16 +261,22 @@ def _node_table(node: Node, role: str | None, slots: Sequence[tuple[str, bool]],
     if ends:
         text = f'<FONT COLOR="white">&#160;&#160;&#160;&#160;{text}&#160;&#160;&#160;&#160;</FONT>'
     rows = [f'<TR><TD{span} CELLPADDING="{pad}">{text}</TD></TR>']
-    if role:
-        lines = "<BR/>".join(html_text(line) for line in wrapped(role, 20, most=2))
+    said = wrapped(role, 20, most=2) if role else []
+    said += [line for text in aside.lines for line in wrapped(text, 26, most=3)] if aside else []
+    if said:
+        lines = "&#160;<BR/>&#160;".join(map(html_text, said))
         font = f'POINT-SIZE="{scale.points(8.0)}" COLOR="{"white" if ends else INK}"'
         rows.append(f'<TR><TD{span} CELLPADDING="1"><FONT {font}><I>&#160;{lines}&#160;</I></FONT></TD></TR>')
     if slots:
         rows.append("<TR>" + "".join(_port(slot, used, scale) for slot, used in slots) + "</TR>")
     style = {Kind.MLP: "SOLID", Kind.KV: "ROUNDED,DASHED"}.get(node.kind, "ROUNDED")
+    line = LINE[node.kind]
+    if aside:
+        style = "DASHED" if node.kind is Kind.MLP else "ROUNDED,DASHED"
+        line = NEGATIVE if aside.against else line
     return (
         f'<<TABLE BORDER="1" CELLBORDER="0" CELLSPACING="0" CELLPADDING="2" STYLE="{style}" '
-        f'COLOR="{LINE[node.kind]}" BGCOLOR="{FILL[node.kind]}">{"".join(rows)}</TABLE>>'
+        f'COLOR="{line}" BGCOLOR="{FILL[node.kind]}">{"".join(rows)}</TABLE>>'
     )
 
 

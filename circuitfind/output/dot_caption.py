@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from circuitfind.circuit.graph import Circuit
 from circuitfind.names import Kind
+from circuitfind.output.dot_backups import caption as backups_caption
 from circuitfind.output.dot_style import (
     FILL,
     INK,
@@ -63,7 +64,8 @@ def caption_lines(circuit: Circuit) -> list[str]:
         f"Kept: {len(circuit.edges):,} of {circuit.anatomy.n_edges:,} edges ({share:.2g} %), "
         f"{_count(len(circuit.heads), 'head')}, {_count(len(circuit.mlps), 'MLP')}."
     )
-    return [conditions, f"{faithful} {kept}"]
+    beside = backups_caption(circuit)
+    return [conditions, f"{faithful} {kept}", *([beside] if beside else [])]
 
 
 def _count(number: int, word: str) -> str:

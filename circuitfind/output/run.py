@@ -160,8 +160,8 @@ class Run:
             ) from error
 
     def record(self, **facts: Any) -> None:
-        """Put facts into the manifest: ``seeds``, ``hashes``, ``device``, ``dtype``. Mappings are merged."""
-        known = {"seeds", "hashes", "device", "dtype"}
+        """Put facts into the manifest: ``seeds``, ``hashes``, ``device``, ``dtype``, ``task_file``. Mappings are merged."""
+        known = {"seeds", "hashes", "device", "dtype", "task_file"}
         if not facts.keys() <= known:
             raise TypeError(f"a manifest holds no {sorted(facts.keys() - known)}")
         with self._locked():
@@ -276,6 +276,7 @@ def new_manifest(
         "hashes": {},
         "device": None,
         "dtype": None,
+        "task_file": None,
         "versions": versions(),
         "platform": machine(),
         "git": git_state(),

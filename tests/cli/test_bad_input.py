@@ -416,7 +416,16 @@ def test_a_folder_that_may_not_be_written_to(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "victim", ["manifest.json", "prompts.jsonl", "scores.npz", "circuit.json", "circuit.svg"]
+    "victim",
+    [
+        "manifest.json",
+        "prompts.jsonl",
+        "scores.npz",
+        "pruned.json",
+        "backups.json",
+        "circuit.json",
+        "circuit.svg",
+    ],
 )
 def test_disk_full(cli: Cli, monkeypatch: pytest.MonkeyPatch, victim: str) -> None:
     path = written(cli, QUICK)
@@ -435,9 +444,9 @@ def test_disk_full(cli: Cli, monkeypatch: pytest.MonkeyPatch, victim: str) -> No
         says = [f"no space left to write {victim}", "MB free", "finished stages are kept and reused"]
         cli.fails(3, "discover", path, says=says)
     found = cli.good("discover", path)
-    before = ["prompts", "scores", "circuit", "pictures"]
-    finished = {"manifest.json": 0, "prompts.jsonl": 0, "scores.npz": 1, "circuit.json": 2, "circuit.svg": 3}
-    states = ["reused" if i < finished[victim] else "finished" for i in range(4)]
+    before = ["prompts", "scores", "circuit", "backups", "pictures"]
+    finished = {"scores.npz": 1, "pruned.json": 2, "backups.json": 3, "circuit.json": 3, "circuit.svg": 4}
+    states = ["reused" if i < finished.get(victim, 0) else "finished" for i in range(5)]
     assert cli.states(found) == dict(zip(before, states, strict=True))
 
 
@@ -465,6 +474,7 @@ def test_interrupted_run_goes_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> N
         "prompts": "reused",
         "scores": "reused",
         "circuit": "finished",
+        "backups": "finished",
         "pictures": "finished",
     }
     assert "status        finished" in cli.good("show").out

@@ -1,0 +1,155 @@
+"""A run's verdict in a few lines, as ``discover`` and ``show`` print it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from circuitfind.cli.common import Screen, duration, number, share
+
+KEPT = {"model": "the model", "circuit": "the circuit", "circuit_and_backups": "the circuit with its backups"}
+WIDTH = 104
+"""Characters of a long text behind its title."""
+
+
+def show_summary(screen: Screen, summary: Any, circuit: Any) -> None:
+    """A run's verdict in a few lines."""
+    out, conditions, counts, prompts = (
+        screen.out,
+        summary["conditions"],
+        summary["counts"],
+        summary["prompts"],
+    )
+    out.print(
+        f"[bold]{conditions['task']}[/bold] on [bold]{conditions['model']}[/bold]: a circuit found by {conditions['method']}"
+    )
+    out.print(
+        f"  under         {conditions['ablation']} ablation, counterfactual {conditions['counterfactual']}, "
+        f"metric {conditions['metric']}, {conditions['direction']}, pruned to {conditions['rule']}"
+    )
+    for i, found in enumerate(summary["evaluations"]):
+        f = found["faithfulness"]
+        out.print(
+            f"  {'faithfulness' if i == 0 else '':<13} [bold]{f['value']:.3f}[/bold] \\[{f['low']:.3f}, {f['high']:.3f}] "
+            f"under {found['ablation']} ablation ({found['metric']} {found['circuit']:.3f}; "
+            f"model {found['full']:.3f}, empty {found['empty']:.3f}; {found['n_prompts']} prompts)"
+        )
+        if i and f["value"] < 0.5:
+            out.print(f"{'':<16}(there, what clean and corrupted prompts have in common is cut as well)")
+    minimal = ", none of which can be dropped alone" if summary["minimal"] else ""
+    out.print(
+        f"  kept          {counts['nodes']} nodes ({number(counts['heads'], 'head')}, "
+        f"{number(counts['mlps'], 'MLP')}), {counts['edges']} of {counts['edges_in_model']} edges "
+        f"({share(counts['share_of_edges'])}){minimal}"
+    )
+    left = [f"{prompts['answered_wrongly']} answered wrongly"] if prompts["answered_wrongly"] else []
+    left += [f"{prompts['dropped_unaligned']} not aligned"] if prompts["dropped_unaligned"] else []
+    split = sum(prompts["left_out"].values())
+    words = f"; {number(split, 'slot value')} left out, not one token here" if split else ""
+    out.print(
+        f"  prompts       {prompts['used']} used{' (left out: ' + ', '.join(left) + ')' if left else ''}, "
+        f"accuracy {share(prompts['accuracy'])}{words}"
+    )
+    if summary["known"]:
+        known = summary["known"]
+        out.print(
+            f"  known circuit precision {known['precision']:.2f}, recall {known['recall']:.2f} over its {known['level']}"
+        )
+    for title, line in checked(summary):
+        out.print(f"  {title:<13} {line}", markup=False)
+    for title, line in stood_in(summary):
+        out.print(f"  {title:<13} {line}", markup=False)
+    scored = {name: s for name, s in circuit.edge_scores.items() if _size(s) > 0}
+    scored = scored or {name: s for name, s in circuit.node_scores.items() if _size(s) > 0}  # node methods
+    strongest = sorted(scored, key=lambda name: -_size(scored[name]))[:5]
+    if strongest:
+        shown = ", ".join(f"{name} {scored[name]:+.2g}" for name in strongest)
+        out.print(f"  strongest     {shown}", markup=False)
+    out.print(
+        f"  cost          {duration(summary['seconds'])}, {summary['forward_passes']} forward and "
+        f"{summary['backward_passes']} backward passes, {summary['circuits_tried']} circuits tried"
+    )
+    out.print(f"  run           {summary['folder']}", markup=False)
+    for picture in summary["pictures"]:
+        out.print(f"  picture       {picture}", markup=False)
+
+
+def checked(summary: Any) -> Iterator[tuple[str, str]]:
+    """What is known of how far the scores can be trusted: title and text of each line."""
+    found = summary["verification"]
+    if found is not None:
+        things = f"{found['level']}s"
+        told = [
+            f"{found[key]:.2f}"
+            for key in ("rank_correlation", "rank_correlation_drawn")
+            if found[key] is not None
+        ]
+        ranks = f": rank correlation with {found['proposed_by']} {' and '.join(told)}" if told else ""
+        yield (
+            "checked",
+            f"exact patching of the {found['verified']} strongest and {found['drawn']} random {things}{ranks}",
+        )
+        left = found["others"] - found["drawn"]
+        bound = found["bounds"][0]
+        if not left:
+            yield "", f"that is every {found['level']}: none was missed"
+        else:
+            what = f"as strong as the {_ordinal(bound['k'])} strongest verified"
+            yield (
+                "",
+                f"at {share(found['confidence'])} confidence at most {bound['at_most']:,} of the {left:,} others are {what}",
+            )
+    low = summary["precision_check"]
+    if low is not None:
+        ranks = f" and ranks {low['rank_correlation']:.3f}" if low["rank_correlation"] is not None else ""
+        same = (
+            f"on {low['pairs']} pairs {share(low['overlap'])} of the {low['k']} strongest{ranks} as in fp32"
+        )
+        yield "precision", f"{low['precision']}: {same}; faithfulness is measured in fp32"
+
+
+def _ordinal(count: int) -> str:
+    ending = "th" if count // 10 % 10 == 1 else {1: "st", 2: "nd", 3: "rd"}.get(count % 10, "th")
+    return f"{count}{ending}"
+
+
+def _size(score: float | None) -> float:
+    return abs(score) if score is not None and score == score else 0.0
+
+
+def stood_in(summary: Any) -> Iterator[tuple[str, str]]:
+    """What stands in when heads are removed, what the circuit leaves without it, and what was left out because of it."""
+    found = summary["backups"]
+    if found is None:
+        return
+    text = f"not searched: {found['skipped']}" if found["skipped"] else found["verdict"]
+    text += "; see `circuitfind show --backups`" if found["counts"] else ""
+    for i, line in enumerate(textwrap.wrap(text, WIDTH, break_on_hyphens=False)):
+        yield "" if i else "backups", line
+    if found["included"]:
+        before = found["faithfulness_without"][0]["faithfulness"]
+        yield "", f"included in the circuit; without them its faithfulness is {_interval(before)}"
+    complete = summary["completeness"]
+    if complete is not None:
+        text = f"{_interval(complete['without_circuit'])} is left without the circuit"
+        both = complete["without_circuit_and_backups"]
+        text += f", {_interval(both)} without its backups too" if both is not None else ""
+        yield "completeness", f"{text} (0 is complete)"
+        gone = complete["knocked_out"]
+        if gone is not None:
+            keeps = [f"{_interval(gone[name])} of {what}" for name, what in KEPT.items()]
+            text = f"without {' + '.join(gone['nodes'])} there is left {', '.join(keeps)}"
+            for line in textwrap.wrap(text, WIDTH, break_on_hyphens=False):
+                yield "", line
+    for group in summary["redundant"]:
+        stand = "stands" if len(group["backups"]) == 1 else "stand"
+        yield (
+            "redundant",
+            f"{', '.join(group['nodes'])}: not in the circuit, since without the redundant group",
+        )
+        yield "", f"{' + '.join(group['group'])} there is {', '.join(group['backups'])}, which {stand} in"
+
+
+def _interval(found: Any) -> str:
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
