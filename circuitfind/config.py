@@ -27,7 +27,7 @@ DEFAULT_MIN_ACCURACY = 0.75
 DEFAULT_RATE = 0.05
 """False-discovery rate of a search for backups."""
 
-DEFAULT_MIN_SHARE = 0.05
+DEFAULT_MIN_SHARE = 0.03
 """A component is a backup when it surely takes over at least this share of what was lost."""
 
 SCHEMA_VERSION = 1

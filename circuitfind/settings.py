@@ -89,7 +89,7 @@ class BackupOptions:
         if not 0 <= self.min_share <= 1:
             raise UsageError(
                 f"a share of {self.min_share} does not exist",
-                hint="give a share between 0 and 1, such as 0.05",
+                hint="give a share between 0 and 1, such as 0.03",
             )
         for name in self.primaries:
             parse_node(name)

@@ -30,7 +30,7 @@ from circuitfind.model.tl_format import boot_native
 from circuitfind.names import Kind
 from circuitfind.task.metrics import get_metric
 from circuitfind.task.pairs import PromptPair, PromptPairs
-from circuitfind.zoo.planted import REDUNDANT, Planted, build
+from circuitfind.zoo.planted import INNER, REDUNDANT, Planted, build
 from circuitfind.zoo.planted.ioi_redundant import build as build_ioi
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,12 +93,12 @@ def main() -> int:
         count(none, case, search(case))
     say(f"without backups: {none.with_any} of {none.models}; {time.perf_counter() - start:.0f} s")
     cases: dict[str, list[bool]] = {}
-    for kind in REDUNDANT:
+    for kind in (*REDUNDANT, *INNER):
         if kind == "ioi-redundant":
             continue
         for seed in range(args.case_seeds):
             case = case_of(build(kind, seed))
-            got = classes_of(search(case))
+            got = classes_of(search(case), case.truth.reader)
             right = {name: got.get(name) == wanted for name, wanted in case.truth.classes.items()}
             extra = {n: k for n, k in got.items() if k in BACKUPS and n not in case.backups}
             cases.setdefault(kind, []).append(all(right.values()) and not extra)
@@ -146,11 +146,11 @@ def search(case: Case) -> BackupReport:
     return find_backups(case.runs, ABLATIONS)
 
 
-def classes_of(report: BackupReport) -> dict[str, str]:
-    """The class of each component at the logits; of several the strongest claim."""
+def classes_of(report: BackupReport, reader: str = "logits") -> dict[str, str]:
+    """The class of each component at a reader; of several the strongest claim."""
     found: dict[str, str] = {}
     for f in report.findings:
-        if f.reader == "logits":
+        if f.reader == reader:
             found.setdefault(f.name, f.kind)
     return found
 
@@ -266,7 +266,8 @@ def coax(case: Case, seeds: Sequence[str]) -> dict[str, float]:
 HEAD = """# The search for backups, compared
 
 Made by `scripts/compare_backups.py` on models whose weights were written, so that it is known which heads are backups.
-{prompts} prompt pairs for each model; ours with its default options, under resample and mean ablation.
+{prompts} prompt pairs for each model; ours with its default options, under resample, mean and zero
+ablation, of which two must agree.
 
 ## Which heads are backups? ({models} seeds of `planted/ioi-redundant`)
 
@@ -289,8 +290,8 @@ def page(tally: Tally, none: Tally, cases: dict[str, list[bool]], seeds: int) ->
     each = len(next(iter(cases.values()))) if cases else 0
     precision, recall = tally.hits / max(1, tally.found), tally.hits / max(1, tally.true)
     text += f"""
-* At our own cut: {tally.found} heads called backups, {tally.hits} of them rightly (precision {precision:.3f}), of {tally.true}
-  there are (recall {recall:.3f}).
+* At our own cut: {tally.found} heads called backups, {tally.hits} of them rightly (precision {precision:.3f}), of the
+  {tally.true} that there are (recall {recall:.3f}).
 * With no backups planted (the same {none.models} seeds): {none.with_any} models in which one is reported.
 * Cost of a search: {np.mean(tally.seconds):.1f} s of one thread on average, {np.mean(tally.passes):.1f} passes over all
   prompts through all layers.

@@ -10,6 +10,8 @@ AGREEING = 2
 """Ablations that must speak for a backup; all, where there are fewer."""
 DORMANT = 0.05
 """A component whose removal alone costs less than this share of the lost direct effect is dormant."""
+SAME = 0.25
+"""A component goes on as before when its direct effect changes by less than this share of itself."""
 RESCALED = 0.1
 """A standing writer is rescaled when the norm adds at least this share of its direct effect."""
 
@@ -25,7 +27,7 @@ def judge(
         share: The least share of a loss that counts.
         second: Whether the removed components include backups.
     """
-    doubts = {e.ablation: list(_doubts(e, share)) for e in evidence}
+    doubts = {e.ablation: list(_doubts(direct, e, share)) for e in evidence}
     good = [e for e in evidence if not doubts[e.ablation]]
     if not good:
         return None
@@ -44,12 +46,14 @@ def judge(
     return ("second-order backup" if second else "backup"), tuple(reasons)
 
 
-def _doubts(e: Evidence, share: float) -> Iterator[str]:
+def _doubts(direct: Estimate, e: Evidence, share: float) -> Iterator[str]:
     """What speaks against a backup under one ablation."""
     assert e.freeze is not None
     assert e.interaction is not None
     if not e.sure:
         yield "its direct effect does not surely and materially rise"
+    elif e.compensation.value < SAME * direct.value:
+        yield f"its direct effect rises by {e.compensation.value / direct.value:.0%} of itself: it goes on as before"
     if not e.freeze.low > 0:
         yield "its change is not needed: frozen, nothing sure is lost"
     elif e.prevented < share:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float
 
-from circuitfind.backups.classes import AGREEING, DORMANT, judge, judge_standing
+from circuitfind.backups.classes import AGREEING, DORMANT, SAME, judge, judge_standing
 from circuitfind.backups.cost import Cost
 from circuitfind.backups.report import Class, Estimate, Evidence, Finding, Group, RemovedSet
 from circuitfind.backups.screen import Screen, Where, account, screen
@@ -348,6 +348,9 @@ class Reading:
             if name in named or not sets:
                 continue
             i = max(sets, key=lambda i: float(screens[0].lost_direct[i]))
+            same = [abs(s.mean[i, row]) <= SAME * self.direct[row].mean() for s in screens]
+            if sum(same) < min(AGREEING, len(screens)):
+                continue  # it goes with what was removed
             rescaled = [self._estimate(s.rescaled(i, row, self.direct)) for s in screens]
             direct = self._estimate(self.direct[row])
             kind, reasons = judge_standing(direct, min(rescaled, key=lambda e: e.value))

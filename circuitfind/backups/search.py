@@ -19,7 +19,7 @@ from circuitfind.names import LOGITS, Kind, Node
 END: Reader = (LOGITS, None)
 STRONGEST = 4
 """Writers at the logits whose inputs are looked at."""
-WRITTEN = 0.1
+WRITTEN = 0.15
 """An input is looked at when heads write at least so much to it, as a share of what is written to the logits."""
 
 

@@ -42,8 +42,10 @@ def verdict(report: BackupReport) -> str:
         return "; ".join(found) + let_go
     if relief:
         names = list(dict.fromkeys(f.name for f in report.of_kind("relief")))
-        covers = report.of_kind("relief")[0].covers
-        return f"no backup; {joined(names)} works less against the answer when {joined(covers)} {_is(covers)} gone"
+        first = report.of_kind("relief")[0]
+        at = "" if first.reader == "logits" else f" at {first.reader}"
+        gone = f"{joined(first.covers)} {_is(first.covers)} gone"
+        return f"no backup; {joined(names)} {_works(names)} less against the answer{at} when {gone}"
     return nothing(report)
 
 
@@ -69,6 +71,10 @@ def _it(names: Sequence[str]) -> str:
     return "it writes" if len(names) == 1 else "they write"
 
 
+def _works(names: Sequence[str]) -> str:
+    return "works" if len(names) == 1 else "work"
+
+
 def _is(names: Sequence[str]) -> str:
     return "is" if len(names) == 1 else "are"
 
@@ -90,11 +96,12 @@ def _went(one: RemovedSet) -> str:
     others = {p: shares[p] for p in PARTS[1:] if abs(shares[p]) >= LEAST}
     mended = [f"{TITLES[p]} {percent(s)}" for p, s in others.items() if s > 0]
     worse = [f"{TITLES[p]} {percent(-s)}" for p, s in others.items() if s < 0]
-    left = percent(shares["lost"]) if shares["lost"] >= 0 else "nothing"
-    text = (
-        f"without {joined(one.members)}, {left} of what {_it(one.members)} to {one.reader} "
-        f"is lost under {account.ablation} ablation"
-    )
+    wrote = f"{_it(one.members)} to {one.reader}"
+    if shares["lost"] > 1 + LEAST:  # they act through others, too
+        left = f"{shares['lost']:.1f} times what {wrote}"
+    else:
+        left = f"{percent(shares['lost']) if shares['lost'] >= 0 else 'nothing'} of what {wrote}"
+    text = f"without {joined(one.members)}, {left} is lost under {account.ablation} ablation"
     text += f", repaired by {', '.join(mended)}" if mended else ", nothing is repaired"
     return text + (f", made worse by {', '.join(worse)}" if worse else "")
 
