@@ -52,8 +52,9 @@ def _doubts(direct: Estimate, e: Evidence, share: float) -> Iterator[str]:
     assert e.interaction is not None
     if not e.sure:
         yield "its direct effect does not surely and materially rise"
-    elif e.compensation.value < SAME * direct.value:
-        yield f"its direct effect rises by {e.compensation.value / direct.value:.0%} of itself: it goes on as before"
+    elif e.compensation.value < SAME * abs(direct.value):
+        change = e.compensation.value / abs(direct.value)
+        yield f"its direct effect changes by {change:.0%} of itself: it goes on as before"
     if not e.freeze.low > 0:
         yield "its change is not needed: frozen, nothing sure is lost"
     elif e.prevented < share:
