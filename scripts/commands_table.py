@@ -22,12 +22,21 @@ def table() -> str:
     rows = ["| command | what it does |", "| --- | --- |"]
     context = click.Context(group, info_name="circuitfind")
     for name, (_, text) in COMMANDS.items():
-        command = group.get_command(context, name)
-        assert command is not None
-        words = [p.make_metavar(context) for p in command.params if isinstance(p, click.Argument)]
-        usage = " ".join(["circuitfind", name, *words]).replace("|", "\\|")
-        rows.append(f"| `{usage}` | {text} |")
+        for names, command in inside(context, name):
+            words = [p.make_metavar(context) for p in command.params if isinstance(p, click.Argument)]
+            usage = " ".join(["circuitfind", *names, *words]).replace("|", "\\|")
+            told = text if len(names) == 1 else command.get_short_help_str(200)
+            rows.append(f"| `{usage}` | {told} |")
     return "\n".join(rows)
+
+
+def inside(context: click.Context, name: str) -> list[tuple[list[str], click.Command]]:
+    """A command, or those of a group of commands, under their words."""
+    command = group.get_command(context, name)
+    assert command is not None
+    if not isinstance(command, click.Group):
+        return [([name], command)]
+    return [([name, inner], found) for inner, found in command.commands.items()]
 
 
 def pages() -> str:
@@ -35,12 +44,12 @@ def pages() -> str:
     parts = ["# Commands", "", "What `--help` says of each command. Made by scripts/commands_table.py.", ""]
     context = click.Context(group, info_name="circuitfind", max_content_width=100, terminal_width=100)
     for name in COMMANDS:
-        command = group.get_command(context, name)
-        assert command is not None
-        inner = click.Context(
-            command, info_name=name, parent=context, max_content_width=100, terminal_width=100
-        )
-        parts += [f"## {name}", "", "```", command.get_help(inner), "```", ""]
+        for names, command in inside(context, name):
+            title = " ".join(names)
+            inner = click.Context(
+                command, info_name=title, parent=context, max_content_width=100, terminal_width=100
+            )
+            parts += [f"## {title}", "", "```", command.get_help(inner), "```", ""]
     return "\n".join(parts)
 
 

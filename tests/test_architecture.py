@@ -21,13 +21,13 @@ STOREYS = (
     ("task",),
     ("model",),
     ("circuit",),
-    ("methods", "backups"),
+    ("methods", "backups", "dictionaries"),
     ("output", "engine", "settings"),
     ("summary",),
     ("session",),
     ("backup_stage",),
     ("pipeline", "doctor"),
-    ("backup_runs",),
+    ("backup_runs", "transcoder_runs"),
     ("plan", "api"),
     ("cli",),
 )
@@ -88,6 +88,7 @@ TORCH_FREE = (
     "circuitfind.settings",
     "circuitfind.summary",
     "circuitfind.task.spec",
+    "circuitfind.transcoder_runs",
     "circuitfind.zoo",
 )
 """What works on a finished run, or before one, without a model; of ``cli`` and ``output``, all modules."""

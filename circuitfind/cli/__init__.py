@@ -29,6 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("circuitfind.cli.results:show", "Show what a run found."),
     "list": ("circuitfind.cli.results:list_things", "List tasks, models, methods or runs."),
     "render": ("circuitfind.cli.results:render_run", "Draw a run's circuit as SVG, PNG, PDF or DOT."),
+    "transcoders": (
+        "circuitfind.cli.transcoders:transcoders",
+        "Train transcoders for a model's MLPs, and measure them.",
+    ),
     "validate": ("circuitfind.cli.tasks:validate", "Check a task file, and its prompts against a model."),
     "init": ("circuitfind.cli.tasks:init", "Write a commented task file to start from."),
     "schema": ("circuitfind.cli.tasks:schema", "Print the JSON Schema of task files, for editors."),
