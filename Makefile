@@ -22,7 +22,7 @@ $(VENV)/.ready: $(SETUP_INPUTS)
 	@touch $@
 
 $(COMPAT_VENV)/.ready: $(SETUP_INPUTS)
-	@sh scripts/setup_venv.sh "$(PYTHON)" "$(COMPAT_VENV)" 'transformer-lens==3.9.*'
+	@sh scripts/setup_venv.sh "$(PYTHON)" "$(COMPAT_VENV)" 'transformer-lens==3.9.*' sae-lens
 	@touch $@
 
 $(VENV)/.graphviz: scripts/install_graphviz.sh | $(VENV)/.ready
@@ -38,7 +38,7 @@ test: setup ## Run the tests, but for the slow ones
 test-all: setup ## Run all tests, the slow ones too (and those for a GPU, where there is one)
 	@$(BIN)/python -m pytest $(PARALLEL) -m "" $(ARGS)
 
-test-compat: $(COMPAT_VENV)/.ready ## Run the tests against transformer-lens 3.9, where sae-lens holds its users
+test-compat: $(COMPAT_VENV)/.ready ## Run the tests against transformer-lens 3.9 and the sae-lens that needs it
 	@$(COMPAT_VENV)/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 bench: setup ## Measure speed and memory
