@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from circuitfind.backups.report import BackupReport
+from circuitfind.backups.report import BackupReport, Class
 from circuitfind.circuit.backup import covered, knocked_out, stand_ins, with_backups, without
-from circuitfind.circuit.graph import Backup, Circuit, Evaluation, Interval, from_mask
+from circuitfind.circuit.graph import Backup, Circuit, Interval, from_mask
 from circuitfind.circuit.scores import Scores
 from circuitfind.config import Ablation
 from circuitfind.errors import CircuitfindError, PromptError, UnsupportedError, UsageError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 METRIC = "logit-diff"
 ABLATIONS = 3
 """Under how many a search is made, if the prompts allow them: what is told must hold under two."""
-LISTED = ("backup", "second-order backup", "relief")
+LISTED: tuple[Class, ...] = ("backup", "second-order backup", "relief")
 """Classes that a circuit lists."""
 
 Reader = tuple[Node, str | None]
@@ -62,13 +62,13 @@ def look(
         return files, facts
     beside = replace(circuit, backups=_listed(report))
     found, measured = _measured(session, beside, scores, notes)
-    return files | {"circuit.json": _text(found.as_dict())}, facts | measured
+    return files | {"circuit.json": circuit_text(found)}, facts | measured
 
 
 def refused(circuit: Circuit, error: CircuitfindError) -> Made:
     """The same where there is nothing to search: the circuit as it is, and why."""
     facts = {"skipped": error.what, "verdict": "", "counts": {}, "redundant_groups": 0, "notes": []}
-    return {"circuit.json": _text(circuit.as_dict())}, facts
+    return {"circuit.json": circuit_text(circuit)}, facts
 
 
 def circuit_text(circuit: Circuit) -> str:
@@ -177,7 +177,7 @@ def _ablations(runs: Runs, used: Ablation, notes: list[str]) -> list[Ablation]:
 def _listed(report: BackupReport) -> tuple[Backup, ...]:
     return tuple(
         Backup(parse_node(f.name), f.kind, tuple(map(parse_node, f.covers)), f.reader, f.share)
-        for f in report.of_kind(*LISTED)  # type: ignore[arg-type]  # classes all
+        for f in report.of_kind(*LISTED)
     )
 
 
@@ -200,7 +200,7 @@ def _measured(
     backups = {str(b.node) for b in circuit.backups}
     circuit = replace(circuit, roles={**circuit.roles, **{k: v for k, v in roles.items() if k in backups}})
     if session.settings.include_backups and stand_ins(circuit):
-        facts["without_backups"] = [_plain(e) for e in circuit.evaluations]
+        facts["without_backups"] = [e.as_dict() for e in circuit.evaluations]
         circuit = _extended(evaluator, circuit, scores)
     return circuit, facts
 
@@ -256,10 +256,6 @@ def _extended(evaluator: Evaluator, circuit: Circuit, scores: Scores | None) -> 
         roles=circuit.roles,
     )
     return replace(made, backups=circuit.backups, roles=circuit.roles)
-
-
-def _plain(evaluation: Evaluation) -> dict[str, Any]:
-    return {**vars(evaluation), "faithfulness": vars(evaluation.faithfulness).copy()}
 
 
 def _text(data: Any) -> str:

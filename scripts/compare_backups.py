@@ -27,9 +27,9 @@ from circuitfind.model.bridge import Model
 from circuitfind.model.node_pass import NodePass, Patch, first_stage
 from circuitfind.model.runs import Runs
 from circuitfind.model.tl_format import boot_native
-from circuitfind.names import Kind
 from circuitfind.task.metrics import get_metric
-from circuitfind.task.pairs import PromptPair, PromptPairs
+from circuitfind.task.prompts import make_pairs
+from circuitfind.task.spec import find_tasks, load_task
 from circuitfind.zoo.planted import INNER, REDUNDANT, Planted, build
 from circuitfind.zoo.planted.ioi_redundant import build as build_ioi
 
@@ -49,7 +49,7 @@ class Case:
 
     @property
     def heads(self) -> list[int]:
-        return [row for row, node in enumerate(self.model.anatomy.writers) if node.kind is Kind.HEAD]
+        return list(self.model.anatomy.head_rows)
 
     def name(self, row: int) -> str:
         return self.model.anatomy.writer_names[row]
@@ -121,24 +121,8 @@ def case_of(truth: Planted) -> Case:
     """A planted model and its prompts."""
     name = f"planted/{truth.name}:{truth.seed}"
     model = boot_native(truth.config, truth.state, name, torch.device("cpu"), name, source=name)
-    pairs = PromptPairs(
-        tuple(
-            PromptPair(
-                p.clean,
-                p.corrupted,
-                (p.answer,),
-                (p.wrong,),
-                len(p.clean) - 1,
-                p.positions,
-                "",
-                "",
-                "planted",
-                "p",
-            )
-            for p in truth.pairs(PROMPTS)
-        ),
-        "planted",
-    )
+    spec = load_task(find_tasks([ROOT / "tasks"])[truth.name])
+    pairs = make_pairs(spec, None, zoo_pairs=truth.pairs(PROMPTS), n_vocab=model.n_vocab)
     return Case(truth, model, Runs(model, pairs, get_metric("logit-diff")))
 
 

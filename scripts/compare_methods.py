@@ -35,7 +35,8 @@ from circuitfind.model.runs import Runs
 from circuitfind.session import Session
 from circuitfind.settings import resolve
 from circuitfind.task.metrics import get_metric
-from circuitfind.task.pairs import PromptPair, PromptPairs
+from circuitfind.task.pairs import PromptPairs
+from circuitfind.task.prompts import make_pairs
 from circuitfind.task.spec import find_tasks, load_task
 from circuitfind.zoo.planted import NAMES
 
@@ -147,25 +148,11 @@ def planted_case(kind: str, seed: int) -> Case:
     name = f"planted/{kind}:{seed}"
     truth, model = planted(name), load_model(name, device="cpu")
 
+    tasks = map(load_task, find_tasks([ROOT / "tasks"]).values())
+    spec = next(spec for spec in tasks if spec.model == f"planted/{kind}")
+
     def pairs(draw: int) -> PromptPairs:
-        return PromptPairs(
-            tuple(
-                PromptPair(
-                    p.clean,
-                    p.corrupted,
-                    (p.answer,),
-                    (p.wrong,),
-                    len(p.clean) - 1,
-                    p.positions,
-                    "",
-                    "",
-                    "planted",
-                    "p",
-                )
-                for p in truth.pairs(PLANTED_PROMPTS, draw)
-            ),
-            "planted",
-        )
+        return make_pairs(spec, None, zoo_pairs=truth.pairs(PLANTED_PROMPTS, draw), n_vocab=model.n_vocab)
 
     mask = np.zeros_like(model.anatomy.edge_mask)
     for edge in truth.edges["resample"]:

@@ -22,7 +22,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from circuitfind.backups.report import Account, BackupReport
-from circuitfind.backups.screen import account, screen
+from circuitfind.backups.screen import account, at_answers, screen
 from circuitfind.backups.search import END, find_backups
 from circuitfind.backups.seeds import SeedSet
 from circuitfind.backups.verify import removed_values
@@ -31,7 +31,6 @@ from circuitfind.model.bridge import Model
 from circuitfind.model.effects import DirectEffects
 from circuitfind.model.load import load_model
 from circuitfind.model.runs import Runs
-from circuitfind.names import Kind
 from circuitfind.session import Session
 from circuitfind.settings import resolve
 from circuitfind.task.metrics import get_metric
@@ -128,11 +127,9 @@ def repair_of(model: Model, pairs: PromptPairs, report: BackupReport) -> dict[st
     runs, anatomy = runs_of(model, pairs), model.anatomy
     removed = sorted({anatomy.writer_names.index(name) for f in at_end for name in f.covers})
     found = [anatomy.writer_names.index(f.name) for f in at_end]
-    later = [row for row, node in enumerate(anatomy.writers) if node.kind is Kind.HEAD and row > max(removed)]
-    where = np.zeros((len(pairs), max(len(p.clean) for p in pairs)), dtype=bool)
-    where[np.arange(len(pairs)), [p.answer_position for p in pairs]] = True
+    later = [row for row in anatomy.head_rows if row > max(removed)]
     plain, frozen, all_frozen = removed_values(
-        runs, [removed] * 3, "mean", where, held=[[], found, later]
+        runs, [removed] * 3, "mean", at_answers(pairs), held=[[], found, later]
     ).mean(1)
     return {"repaired": float(plain - all_frozen), "freed": float(plain - frozen)}
 
@@ -168,8 +165,7 @@ def whole_layers(model: Model, pairs: PromptPairs) -> list[tuple[str, Account, f
         for layer in range(anatomy.n_layers)
     ]
     found = screen(DirectEffects(runs, [END]), 0, sets, [], "zero", None)
-    heads = [row for row, node in enumerate(anatomy.writers) if node.kind is Kind.HEAD]
-    later = [[row for row in heads if row > max(s.rows)] for s in sets]
+    later = [[row for row in anatomy.head_rows if row > max(s.rows)] for s in sets]
     frozen = removed_values(runs, [s.rows for s in sets], "zero", None, held=later)
     return [
         (

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from circuitfind.backups.report import Class, Estimate, Evidence
+from circuitfind.backups.report import Class, Estimate, Evidence, agreeing
 
-AGREEING = 2
-"""Ablations that must speak for a backup; all, where there are fewer."""
 DORMANT = 0.05
 """A component whose removal alone costs less than this share of the lost direct effect is dormant."""
 SAME = 0.25
@@ -36,7 +34,7 @@ def judge(
         for e in good
     ]
     reasons += [f"{ablation}: {text}" for ablation, texts in doubts.items() for text in texts]
-    if len(good) < min(AGREEING, len(evidence)):
+    if len(good) < agreeing(len(evidence)):
         return "uncertain", tuple(reasons)
     # Under resample ablation a head that suppresses what was written suppresses the wrong answer, up to the mirror image.
     if direct.high < 0 and any(e.direct_after <= abs(direct.value) for e in good):

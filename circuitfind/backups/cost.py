@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from circuitfind.model.runs import Runs
 
 
@@ -13,13 +16,13 @@ class Cost:
         self._whole = sum(batch.clean.numel() for batch in runs.batches) * len(runs.model.layers)
         self.counts = {"sets": 0, "candidates": 0}
         self._work = {"screen": 0, "verify": 0}
-        self._start = 0
 
-    def begin(self) -> None:
-        self._start = self._model.passes["work"]
-
-    def end(self, what: str) -> None:
-        self._work[what] += self._model.passes["work"] - self._start
+    @contextmanager
+    def of(self, what: str) -> Iterator[None]:
+        """Count what is run in the block as work of the ``screen`` or of ``verify``."""
+        before = self._model.passes["work"]
+        yield
+        self._work[what] += self._model.passes["work"] - before
 
     def as_dict(self) -> dict[str, float]:
         return {**{k: v / self._whole for k, v in self._work.items()}, **self.counts}

@@ -9,11 +9,19 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float
 
-from circuitfind.backups.classes import AGREEING, DORMANT, SAME, judge, judge_standing
+from circuitfind.backups.classes import DORMANT, SAME, judge, judge_standing
 from circuitfind.backups.cost import Cost
-from circuitfind.backups.report import Class, Estimate, Evidence, Finding, Group, RemovedSet
-from circuitfind.backups.screen import Screen, Where, account, screen
-from circuitfind.backups.seeds import SeedSet, find_seeds, null_sets, seed_sets
+from circuitfind.backups.report import (
+    Class,
+    Estimate,
+    Evidence,
+    Finding,
+    Group,
+    RemovedSet,
+    agreeing,
+)
+from circuitfind.backups.screen import Screen, Where, account, at_answers, screen
+from circuitfind.backups.seeds import SeedSet, find_seeds, null_sets, seed_sets, written
 from circuitfind.backups.statistics import interval
 from circuitfind.backups.verify import Candidate, Verified, removed_values, verify
 from circuitfind.config import DEFAULT_MIN_SHARE, DEFAULT_RATE, Ablation
@@ -90,12 +98,7 @@ class Reading:
     @cached_property
     def where(self) -> Where:
         """At the logits, what is removed is what a component writes at the answer position; else all that it writes."""
-        if not self._at_end:
-            return None
-        pairs = self._runs.pairs
-        out = np.zeros((len(pairs), max(len(p.clean) for p in pairs)), dtype=bool)
-        out[np.arange(len(pairs)), [p.answer_position for p in pairs]] = True
-        return out
+        return at_answers(self._runs.pairs) if self._at_end else None
 
     def run(self) -> None:
         """Everything, in order."""
@@ -111,11 +114,10 @@ class Reading:
 
     def _no_seeds(self) -> str:
         anatomy, mean = self._anatomy, self.direct.mean(1)
-        heads = [row for row, node in enumerate(anatomy.writers) if node.kind is Kind.HEAD]
-        best, written = max(heads, key=lambda row: mean[row]), float(np.clip(mean[1:], 0, None).sum())
+        best, total = max(anatomy.head_rows, key=lambda row: mean[row]), written(self.direct)
         return (
             f"{self.name}: no head writes a sure and material part of what is written there, so there is nothing to remove "
-            f"(the most is {mean[best]:.2g} of {written:.2g}, by {anatomy.writers[best]}); name primaries, MLPs too, to try some"
+            f"(the most is {mean[best]:.2g} of {total:.2g}, by {anatomy.writers[best]}); name primaries, MLPs too, to try some"
         )
 
     def _sets(self) -> list[SeedSet]:
@@ -136,22 +138,7 @@ class Reading:
         nulls = null_sets(self._anatomy, largest, {*largest, *self.seeds}, options.nulls, seed=options.seed)
         if not nulls:
             self.notes.append(f"{self.name}: no other heads are left for random sets")
-        self._cost.begin()
-        found = [
-            screen(
-                self._effects,
-                self._number,
-                sets,
-                nulls,
-                ablation,
-                self.where,
-                shuffled=list(self._shuffled),
-                seed=options.seed,
-            )
-            for ablation in self._ablations
-        ]
-        self._cost.end("screen")
-        self._cost.counts["sets"] += (len(sets) + len(nulls)) * len(self._ablations)
+        found = [self._screen(sets, nulls, ablation, self._shuffled) for ablation in self._ablations]
         at = self._at_end
         self.removed = [
             RemovedSet(
@@ -163,6 +150,22 @@ class Reading:
             for i, s in enumerate(sets)
         ]
         return found
+
+    def _screen(
+        self, sets: Sequence[SeedSet], nulls: Sequence[SeedSet], ablation: Ablation, shuffled: Sequence[int]
+    ) -> Screen:
+        self._cost.counts["sets"] += len(sets) + len(nulls)
+        with self._cost.of("screen"):
+            return screen(
+                self._effects,
+                self._number,
+                sets,
+                nulls,
+                ablation,
+                self.where,
+                shuffled=shuffled,
+                seed=self._options.seed,
+            )
 
     def _rank(self, screens: Sequence[Screen]) -> None:
         """How much of the positive direct effect each component takes over at the most, whatever is sure."""
@@ -186,7 +189,7 @@ class Reading:
         options = self._options
         each = [s.passes(rate=options.rate, share=options.min_share) for s in screens]
         agree = np.sum(each, axis=0)
-        sure, some = agree >= min(AGREEING, len(screens)), agree > 0
+        sure, some = agree >= agreeing(len(screens)), agree > 0
         chosen: dict[int, int] = {}
         for row in range(len(self._anatomy.writers)):
             if row in before:
@@ -195,17 +198,16 @@ class Reading:
             if passing[:, row].any():
                 chosen[row] = self._smallest(screens, passing[:, row], row)
         candidates = [Candidate(row, screens[0].sets[i].rows) for row, i in chosen.items()]
-        self._cost.begin()
-        checked = [
-            verify(self._runs, candidates, [s.values[i] for i in chosen.values()], s.ablation, self.where)
-            for s in screens
-        ]
-        self._cost.end("verify")
+        with self._cost.of("verify"):
+            checked = [
+                verify(self._runs, candidates, [s.values[i] for i in chosen.values()], s.ablation, self.where)
+                for s in screens
+            ]
         self._cost.counts["candidates"] += len(candidates) * len(screens)
         found: dict[int, tuple[int, Class]] = {}
         for at, (row, i) in enumerate(chosen.items()):
             evidence = tuple(
-                self._evidence(s, i, row, v[at], bool(ok[i, row]))
+                self._verified(self._evidence(s, i, row), s, i, v[at], sure=bool(ok[i, row]))
                 for s, v, ok in zip(screens, checked, each, strict=True)
             )
             direct = self._estimate(self.direct[row])
@@ -217,19 +219,9 @@ class Reading:
                 abs(v[at].single.mean()) < DORMANT * s.lost_direct[i]
                 for s, v in zip(screens, checked, strict=True)
             ]
-            dormant = bool(sum(quiet) >= min(AGREEING, len(screens)))
-            self.findings.append(
-                Finding(
-                    str(self._anatomy.writers[row]),
-                    kind,
-                    self._names(screens[0].sets[i].rows),
-                    self.name,
-                    direct,
-                    evidence,
-                    dormant,
-                    reasons,
-                )
-            )
+            dormant = bool(sum(quiet) >= agreeing(len(screens)))
+            covers = screens[0].sets[i].rows
+            self._find(row, kind, covers, direct, evidence, reasons, dormant=dormant)
             found[row] = i, kind
         return found
 
@@ -255,26 +247,48 @@ class Reading:
         enough = np.flatnonzero(passing & (rise >= 0.5 * rise[passing].max()))
         return int(min(enough, key=lambda i: (len(screens[0].sets[i].rows), -rise[i])))
 
-    def _evidence(self, found: Screen, i: int, row: int, checked: Verified, sure: bool) -> Evidence:
-        rise = found.change[i, row]
-        freeze = float(checked.freeze.mean())
-        lost = max(
-            0.0, float((self._runs.clean - found.values[i]).mean())
-        )  # others may repair more than was lost
+    def _evidence(self, found: Screen, i: int, row: int) -> Evidence:
+        """What a screen says of a component when a set is removed."""
+        rise, lost = found.change[i, row], float(found.lost_direct[i])
         return Evidence(
             ablation=found.ablation,
             direct_after=float(found.after(i, row, self.direct).mean()),
             compensation=self._estimate(rise),
             p=float(found.p[i, row]),
-            share=float(rise.mean() / found.lost_direct[i]),
+            share=float(rise.mean()) / lost if lost > 0 else 0.0,
             floor=float(found.floor[row]),
+            sure=False,
+            rescaled=float(found.rescaled(i, row, self.direct).mean()),
+        )
+
+    def _verified(self, seen: Evidence, found: Screen, i: int, checked: Verified, *, sure: bool) -> Evidence:
+        """The same with what freezing and removing the component say."""
+        freeze = float(checked.freeze.mean())
+        # Others may repair more than was lost.
+        lost = max(0.0, float((self._runs.clean - found.values[i]).mean()))
+        return replace(
+            seen,
             sure=sure,
             prevented=freeze / (lost + freeze) if freeze > 0 else 0.0,
             freeze=self._estimate(checked.freeze),
             interaction=self._estimate(checked.interaction),
             single=float(checked.single.mean()),
-            rescaled=float(found.rescaled(i, row, self.direct).mean()),
         )
+
+    def _find(
+        self,
+        row: int,
+        kind: Class,
+        covers: Sequence[int],
+        direct: Estimate,
+        evidence: tuple[Evidence, ...],
+        reasons: tuple[str, ...],
+        *,
+        dormant: bool = False,
+    ) -> None:
+        name = str(self._anatomy.writers[row])
+        found = Finding(name, kind, self._names(covers), self.name, direct, evidence, dormant, reasons)
+        self.findings.append(found)
 
     def _estimate(self, values: Float[np.ndarray, " prompt"]) -> Estimate:
         low, high = interval(values, seed=self._options.seed)
@@ -289,53 +303,60 @@ class Reading:
         for row, (i, kind) in firsts.items():
             if kind == "backup":
                 by_set.setdefault(i, []).append(row)
-        for i, rows in by_set.items():
-            self.removed[i] = replace(
-                self.removed[i], found=self._names(rows), freed=self._freed(screens, i, rows)
-            )
-            self.groups.append(self._group(screens, i, rows))
-        if self._options.rounds < 2 or not by_set:
+        if not by_set:
             return
+        # Removed with their backups: what the group costs, and what wakes only then.
         sets = [
             SeedSet(f"{screens[0].sets[i].name} and backups", (*screens[0].sets[i].rows, *rows))
             for i, rows in by_set.items()
         ]
-        self._cost.begin()
-        seconds = []
-        for s in screens:
-            again = screen(
-                self._effects, self._number, sets, [], s.ablation, self.where, seed=self._options.seed
-            )
-            seconds.append(again.beyond(s, list(by_set), seed=self._options.seed))
-        self._cost.end("screen")
-        self._cost.counts["sets"] += len(sets) * len(screens)
-        self._round(seconds, {row: kind for row, (_, kind) in firsts.items()}, second=True)
+        larger = [self._screen(sets, [], s.ablation, ()) for s in screens]
+        freed = self._freed(screens, by_set)
+        for at, (i, rows) in enumerate(by_set.items()):
+            self.removed[i] = replace(self.removed[i], found=self._names(rows), freed=freed[at])
+            costs = [
+                (s.ablation, s.values[i], both.values[at]) for s, both in zip(screens, larger, strict=True)
+            ]
+            self.groups.append(self._group(screens[0].sets[i].rows, rows, costs))
+        if self._options.rounds > 1:
+            seconds = [
+                both.beyond(s, list(by_set), seed=self._options.seed)
+                for s, both in zip(screens, larger, strict=True)
+            ]
+            self._round(seconds, {row: kind for row, (_, kind) in firsts.items()}, second=True)
 
-    def _freed(self, screens: Sequence[Screen], i: int, rows: list[int]) -> dict[str, float]:
-        """What the metric loses when the backups of a set keep their clean values."""
-        removed = screens[0].sets[i].rows
-        self._cost.begin()
-        found = {}
+    def _freed(
+        self, screens: Sequence[Screen], by_set: Mapping[int, Sequence[int]]
+    ) -> list[dict[str, float]]:
+        """What the metric loses when the backups of each set keep their clean values, by ablation."""
+        removed = [screens[0].sets[i].rows for i in by_set]
+        found: list[dict[str, float]] = [{} for _ in by_set]
         for s in screens:
-            frozen = removed_values(self._runs, [removed], s.ablation, self.where, held=[rows])[0]
-            found[str(s.ablation)] = float((s.values[i] - frozen).mean())
-        self._cost.end("verify")
+            with self._cost.of("verify"):
+                frozen = removed_values(
+                    self._runs, removed, s.ablation, self.where, held=list(by_set.values())
+                )
+            for of, i, values in zip(found, by_set, frozen, strict=True):
+                of[str(s.ablation)] = float((s.values[i] - values).mean())
         return found
 
-    def _group(self, screens: Sequence[Screen], i: int, rows: list[int]) -> Group:
-        """What the primaries cost alone and with their backups."""
-        removed, full = screens[0].sets[i].rows, self._runs.clean
-        self._cost.begin()
-        costs = []
-        for s in screens:
-            both = removed_values(self._runs, [(*removed, *rows)], s.ablation, self.where)[0]
-            alone, together = (full - s.values[i]).mean() / full.mean(), (full - both).mean() / full.mean()
-            costs.append((float(together - alone), float(alone), float(together), str(s.ablation)))
-        self._cost.end("verify")
-        _, alone, together, ablation = sorted(costs, reverse=True)[min(AGREEING, len(costs)) - 1]
-        enough = [b > 0 and b >= REDUNDANT * a for _, a, b, _ in costs]
-        redundant = sum(enough) >= min(AGREEING, len(costs))
-        return Group(self._names(removed), self._names(rows), self.name, alone, together, redundant, ablation)
+    def _group(
+        self,
+        primaries: Sequence[int],
+        backups: Sequence[int],
+        costs: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    ) -> Group:
+        """What primaries cost alone and with their backups; the metric without them by ablation is given."""
+        full = self._runs.clean
+        lost = []
+        for ablation, one, both in costs:
+            alone, together = ((full - x).mean() / full.mean() for x in (one, both))
+            lost.append((float(together - alone), float(alone), float(together), ablation))
+        enough = [b > 0 and b >= REDUNDANT * a for _, a, b, _ in lost]
+        redundant = sum(enough) >= agreeing(len(lost))
+        _, alone, together, ablation = sorted(lost, reverse=True)[agreeing(len(lost)) - 1]
+        names = self._names(primaries), self._names(backups)
+        return Group(*names, self.name, alone, together, redundant, ablation)
 
     # What goes on as before.
 
@@ -349,35 +370,13 @@ class Reading:
                 continue
             i = max(sets, key=lambda i: float(screens[0].lost_direct[i]))
             same = [abs(s.mean[i, row]) <= SAME * self.direct[row].mean() for s in screens]
-            if sum(same) < min(AGREEING, len(screens)):
+            if sum(same) < agreeing(len(screens)):
                 continue  # it goes with what was removed
             rescaled = [self._estimate(s.rescaled(i, row, self.direct)) for s in screens]
             direct = self._estimate(self.direct[row])
             kind, reasons = judge_standing(direct, min(rescaled, key=lambda e: e.value))
-            evidence = tuple(
-                Evidence(
-                    ablation=s.ablation,
-                    direct_after=float(s.after(i, row, self.direct).mean()),
-                    compensation=self._estimate(s.change[i, row]),
-                    p=float(s.p[i, row]),
-                    share=float(s.mean[i, row] / s.lost_direct[i]) if s.lost_direct[i] > 0 else 0.0,
-                    floor=float(s.floor[row]),
-                    sure=False,
-                    rescaled=e.value,
-                )
-                for s, e in zip(screens, rescaled, strict=True)
-            )
-            self.findings.append(
-                Finding(
-                    name,
-                    kind,
-                    self._names(screens[0].sets[i].rows),
-                    self.name,
-                    direct,
-                    evidence,
-                    reasons=reasons,
-                )
-            )
+            evidence = tuple(self._evidence(s, i, row) for s in screens)
+            self._find(row, kind, screens[0].sets[i].rows, direct, evidence, reasons)
 
     def _names(self, rows: Sequence[int]) -> tuple[str, ...]:
         return tuple(str(self._anatomy.writers[row]) for row in sorted(rows))
@@ -385,4 +384,4 @@ class Reading:
 
 def _second(values: Float[np.ndarray, "ablation ..."]) -> Float[np.ndarray, ...]:
     """The second largest over ablations, so that two bear it out; the only one where there is one."""
-    return np.asarray(np.sort(values, axis=0)[-min(AGREEING, len(values))])
+    return np.asarray(np.sort(values, axis=0)[-agreeing(len(values))])

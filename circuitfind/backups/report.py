@@ -11,6 +11,9 @@ from circuitfind.errors import UsageError
 
 FORMAT = "circuitfind.backups"
 
+AGREEING = 2
+"""Ablations that must speak for a backup; all, where there are fewer."""
+
 Class = Literal["backup", "second-order backup", "relief", "uncertain", "LN rescale", "co-worker"]
 CLASSES: tuple[Class, ...] = (
     "backup",
@@ -30,6 +33,11 @@ MEANING: dict[Class, str] = {
     "LN rescale": "writes what it always wrote; the final norm divides by less",
     "co-worker": "adds its part to the answer, whatever the removed heads do",
 }
+
+
+def agreeing(count: int) -> int:
+    """How many of so many ablations must agree."""
+    return min(AGREEING, count)
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,7 @@ class Finding:
     def share(self) -> float:
         """The share of the lost direct effect that it repairs: the second largest over ablations, so two bear it out."""
         shares = sorted((e.share for e in self.evidence), reverse=True)
-        return shares[min(1, len(shares) - 1)] if shares else 0.0
+        return shares[agreeing(len(shares)) - 1] if shares else 0.0
 
 
 @dataclass(frozen=True)

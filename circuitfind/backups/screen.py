@@ -9,13 +9,14 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitfind.backups.report import Account
-from circuitfind.backups.seeds import SeedSet
+from circuitfind.backups.seeds import SeedSet, written
 from circuitfind.backups.statistics import discovered, interval, p_above_zero
 from circuitfind.config import Ablation
 from circuitfind.model.anatomy import Anatomy
 from circuitfind.model.effects import DirectEffects
 from circuitfind.model.node_pass import Patch
 from circuitfind.names import Kind, reader_name
+from circuitfind.task.pairs import PromptPairs
 
 MATERIAL = 0.05
 """A set is searched when its direct effect is at least this share of all positive ones."""
@@ -103,6 +104,13 @@ def node_mask(anatomy: Anatomy, rows: Sequence[int]) -> Bool[np.ndarray, " write
     return mask
 
 
+def at_answers(pairs: PromptPairs) -> Bool[np.ndarray, "prompt pos"]:
+    """True at each prompt's answer position."""
+    out = np.zeros((len(pairs), max(len(p.clean) for p in pairs)), dtype=bool)
+    out[np.arange(len(pairs)), [p.answer_position for p in pairs]] = True
+    return out
+
+
 def screen(
     effects: DirectEffects,
     number: int,
@@ -141,7 +149,6 @@ def screen(
     p = np.where(others, p_above_zero(change), np.nan)[:count]
     low, _ = interval(change[:count], seed=seed)
     lost = -np.where(removed, mean, 0.0).sum(1)[:count]
-    written = float(np.clip(effects.clean[number][1:].mean(1), 0, None).sum())
     read, bent, scale = (x[number][:count] for x in (seen.read, seen.bent, seen.scale))
     return Screen(
         ablation,
@@ -155,7 +162,7 @@ def screen(
         p,
         low,
         scale,
-        written,
+        written(effects.clean[number]),
     )
 
 

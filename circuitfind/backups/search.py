@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-import numpy as np
-
 from circuitfind.backups.cost import Cost
 from circuitfind.backups.reading import Reading, Search
 from circuitfind.backups.report import CLASSES, BackupReport, Finding
-from circuitfind.backups.seeds import find_seeds
+from circuitfind.backups.seeds import find_seeds, written
 from circuitfind.config import Ablation
 from circuitfind.model.effects import DirectEffects, Reader
 from circuitfind.model.looks import answer_attention
@@ -73,15 +71,17 @@ def _find(
         Reading(ends, number, ablations, options, counts, looks, circuit, primaries)
         for number in range(len(ends.readers))
     ]
-    inner = [r for r in readers if r != END] if readers is not None else []
-    if readers is None and options.inner and not primaries:
+    within = None
+    if readers is not None:
+        inner = [r for r in readers if r != END]
+        within = DirectEffects(runs, inner) if inner else None
+    elif options.inner and not primaries:
         report("choosing an input of a head to look at")
-        inner = _inner_readers(runs, searches[0], options)
-    if inner:
-        within = DirectEffects(runs, inner)
+        within = _inner_readers(runs, searches[0], options)
+    if within is not None:
         searches += [
             Reading(within, number, ablations, options, counts, None, circuit, primaries)
-            for number in range(len(inner))
+            for number in range(len(within.readers))
         ]
     for each in searches:
         report(f"removing what writes to {each.name}")
@@ -103,27 +103,22 @@ def _order(found: Finding) -> tuple[int, float]:
     return CLASSES.index(found.kind), -(found.share or found.direct.value)
 
 
-def _inner_readers(runs: Runs, end: Reading, options: Search) -> list[Reader]:
-    """Inputs that heads write to, of the heads and MLPs that write most to the logits; the strongest first."""
+def _inner_readers(runs: Runs, end: Reading, options: Search) -> DirectEffects | None:
+    """Effects on inputs that heads write to, of the heads and MLPs that write most to the logits; the strongest first."""
     anatomy = runs.model.anatomy
-    inputs: list[Reader] = []
-    for row in find_seeds(anatomy, end.direct, rate=options.rate, seed=options.seed, mlps=True)[:STRONGEST]:
-        node = anatomy.writers[row]
-        if node.kind is Kind.MLP:
-            inputs.append((node, None))
-        elif node.layer > 0:
-            inputs.append((node, "q"))
-            key = Node(Kind.KV, node.layer, anatomy.kv_of(node.index)) if anatomy.grouped else node
-            inputs += [(key, slot) for slot in ("k", "v")]
+    strongest = find_seeds(anatomy, end.direct, rate=options.rate, seed=options.seed, mlps=True)[:STRONGEST]
+    names = dict.fromkeys(name for row in strongest for name in anatomy.readers_of(anatomy.writers[row]))
+    inputs: list[Reader] = [anatomy.readers[anatomy.reader_index[name]] for name in names]
     # One layer of heads below a reader has no later heads that could stand in.
-    inputs = [r for r in dict.fromkeys(inputs) if r[0].layer >= 2 - (r[0].kind is Kind.MLP)]
+    inputs = [(node, slot) for node, slot in inputs if node.layer >= (1 if node.kind is Kind.MLP else 2)]
     if not inputs:
-        return []
+        return None
     effects = DirectEffects(runs, inputs)
     strength: dict[Reader, float] = {}
     for number, reader in enumerate(inputs):
         seeds = find_seeds(anatomy, effects.clean[number], rate=options.rate, seed=options.seed)
         strength[reader] = float(effects.clean[number][seeds].mean(1).sum()) if seeds else 0.0
-    total = float(np.clip(end.direct[1:].mean(1), 0, None).sum())
+    least = WRITTEN * written(end.direct)
     order = sorted(inputs, key=lambda r: -strength[r])
-    return [r for r in order if strength[r] >= WRITTEN * total and strength[r] > 0][: options.inner]
+    chosen = [r for r in order if strength[r] >= least and strength[r] > 0][: options.inner]
+    return effects.only(chosen) if chosen else None

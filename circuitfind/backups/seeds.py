@@ -49,13 +49,17 @@ def find_seeds(
     """
     kinds = (Kind.HEAD, Kind.MLP) if mlps else (Kind.HEAD,)
     mean, (low, _) = direct.mean(1), interval(direct, seed=seed)
-    written = np.array([node.kind is not Kind.INPUT for node in anatomy.writers])
     chosen = np.array([node.kind in kinds for node in anatomy.writers])
     p = np.where(chosen, p_above_zero(direct), np.nan)
     # Of everything that is written, so that heads beside MLPs that do all the work are no seeds.
-    least = LEAST * float(np.clip(mean[written], 0, None).sum())
+    least = LEAST * written(direct)
     sure = discovered(p, rate) & (low > 0) & (mean >= least)
     return [int(row) for row in np.argsort(-mean, kind="stable") if sure[row]]
+
+
+def written(direct: Float[np.ndarray, "writer prompt"]) -> float:
+    """All positive mean direct effects of heads and MLPs; row 0 is the input."""
+    return float(np.clip(direct[1:].mean(1), 0, None).sum())
 
 
 def seed_sets(
@@ -73,9 +77,9 @@ def seed_sets(
     found: list[SeedSet] = [
         SeedSet(f"strongest {i + 1} alone", (row,)) for i, row in enumerate(seeds[:ALONE])
     ]
-    sizes = range(2, len(seeds) + 1)
+    sizes: Sequence[int] = range(2, len(seeds) + 1)
     if len(sizes) > GROUPS:
-        sizes = sorted({round(x) for x in np.geomspace(2, len(seeds), GROUPS)})  # type: ignore[assignment]
+        sizes = sorted({round(x) for x in np.geomspace(2, len(seeds), GROUPS)})
     found += [SeedSet(f"strongest {size}", tuple(seeds[:size])) for size in sizes]
     if looks is not None:
         found += [SeedSet(f"alike {i + 1}", rows) for i, rows in enumerate(clusters(seeds, looks))]
@@ -108,9 +112,7 @@ def null_sets(
     Where a layer has too few others left, heads come from the nearest layers. Fewer sets where there are not so many.
     """
     rng = np.random.default_rng(seed)
-    heads = [
-        row for row, node in enumerate(anatomy.writers) if node.kind is Kind.HEAD and row not in set(avoid)
-    ]
+    heads = [row for row in anatomy.head_rows if row not in set(avoid)]
     found: dict[frozenset[int], SeedSet] = {}
     for _ in range(8 * count):
         free, chosen = list(heads), []

@@ -7,8 +7,7 @@ import math
 import numpy as np
 from jaxtyping import Bool, Float
 
-BOOTSTRAP = 2000
-"""Resamples of the prompts behind an interval."""
+from circuitfind.circuit.evaluate import BOOTSTRAP
 
 
 def interval(

@@ -70,6 +70,9 @@ class Evaluation:
     empty: float
     n_prompts: int
 
+    def as_dict(self) -> dict[str, Any]:
+        return {**vars(self), "faithfulness": vars(self.faithfulness).copy()}
+
 
 @dataclass(frozen=True)
 class Backup:
@@ -222,9 +225,7 @@ class Circuit:
                 }
                 for e in self.edges
             ],
-            "evaluations": [
-                {**vars(e), "faithfulness": vars(e.faithfulness).copy()} for e in self.evaluations
-            ],
+            "evaluations": [e.as_dict() for e in self.evaluations],
             "backups": [
                 {
                     "name": str(b.node),

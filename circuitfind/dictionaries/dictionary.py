@@ -20,6 +20,12 @@ MLP read (``_in``: the stream; ``_hat``: normalised, before the norm's weight an
 head values before W_O, side by side."""
 
 
+def top(pre: Float[Tensor, "*row feature"], k: int) -> Float[Tensor, "*row feature"]:
+    """The k largest of each row where they are positive, else 0."""
+    values, index = pre.topk(k, -1)
+    return torch.zeros_like(pre).scatter(-1, index, values.clamp_min(0))
+
+
 @dataclass(frozen=True)
 class Dictionary:
     """One layer's dictionary, in one orientation whatever the file had.
@@ -91,8 +97,7 @@ class Dictionary:
             return torch.where(pre > self.threshold, pre.clamp_min(0), torch.zeros_like(pre))
         if self.activation == "topk":
             assert self.k is not None
-            values, index = pre.topk(min(self.k, pre.shape[-1]), -1)
-            return torch.zeros_like(pre).scatter(-1, index, values.clamp_min(0))
+            return top(pre, min(self.k, pre.shape[-1]))
         return pre.clamp_min(0)
 
     def encode(self, x: Float[Tensor, "*row d_in"]) -> Float[Tensor, "*row feature"]:

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitfind.dictionaries.dictionary import top
+
 STEEPNESS = 4.0
 """Of the tanh penalty: a feature that writes a quarter of the output's deviation pays three quarters of the most."""
 
@@ -66,12 +68,6 @@ class Step(torch.autograd.Function):
         pre, threshold = ctx.saved_tensors
         near = window(pre - threshold, ctx.bandwidth)
         return None, -(1 / ctx.bandwidth) * (near * grad).sum(0), None
-
-
-def top(pre: Float[Tensor, "row feature"], k: int) -> Float[Tensor, "row feature"]:
-    """The k largest of each row where they are positive, else 0."""
-    values, index = pre.topk(k, -1)
-    return torch.zeros_like(pre).scatter(-1, index, values.clamp_min(0))
 
 
 def paid(

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitfind.dictionaries.activations import Sample
-from circuitfind.dictionaries.dictionary import Activation, Dictionary
-from circuitfind.dictionaries.losses import JumpReLU, Steering, Step, paid, revived, top
+from circuitfind.dictionaries.dictionary import Activation, Dictionary, top
+from circuitfind.dictionaries.losses import JumpReLU, Steering, Step, paid, revived
 from circuitfind.dictionaries.settings import TranscoderSettings
 
 BETAS = (0.9, 0.999)

@@ -121,6 +121,11 @@ class Anatomy:
         start = 1 + layer * (self.n_heads + int(self.has_mlp))
         return slice(start, start + self.n_heads)
 
+    @cached_property
+    def head_rows(self) -> tuple[int, ...]:
+        """Rows of all heads in the list of writers."""
+        return tuple(row for row, node in enumerate(self.writers) if node.kind is Kind.HEAD)
+
     def mlp_row(self, layer: int) -> int:
         """Row of a layer's MLP in the list of writers."""
         return 1 + layer * (self.n_heads + 1) + self.n_heads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -71,9 +72,9 @@ class DirectEffects:
     def __init__(self, runs: Runs, readers: Sequence[Reader], *, shuffled: int = 0, seed: int = 0) -> None:
         self.runs, self.readers, self.n_shuffled = runs, tuple(readers), shuffled
         self._n_writers = len(runs.model.anatomy.writers)
-        self._gradients = np.concatenate(
-            [self._gradient(number).float().cpu().numpy() for number in range(len(runs.batches))]
-        )[np.argsort(np.concatenate([batch.index for batch in runs.batches]))]
+        self._gradients = np.zeros((len(runs), runs.model.d_model), dtype=np.float32)
+        for number, batch in enumerate(runs.batches):
+            self._gradients[batch.index] = self._gradient(number).float().cpu().numpy()
         self._partners = self._others(np.random.default_rng(seed))
         self._readouts: dict[int, list[Readout]] = {}
         self.clean = np.zeros((len(self.readers) + shuffled, self._n_writers, len(runs)))
@@ -83,6 +84,15 @@ class DirectEffects:
             with torch.no_grad():
                 found = clean_effects(whole, self._readouts[number])
             self.clean[:, :, batch.index] = found.cpu().numpy()
+
+    def only(self, readers: Sequence[Reader]) -> DirectEffects:
+        """The same on some of the readers, without running anything again."""
+        rows = [self.readers.index(reader) for reader in readers]
+        rows += range(len(self.readers), len(self.clean))
+        found = copy(self)
+        found.readers, found.clean = tuple(readers), self.clean[rows]
+        found._readouts = {number: [all_[row] for row in rows] for number, all_ in self._readouts.items()}
+        return found
 
     def observe(self, patches: Sequence[Patch], ablation: Ablation) -> Observed:
         """The metric and the direct effects of every writer under patches of whole nodes."""
@@ -111,12 +121,16 @@ class DirectEffects:
 
         if inner:
             runs.backward(number, trace, visit)
-        end = logits_readout(runs.model, trace, self._gradient(number))
+
+        def at_end(gradients: Float[np.ndarray, "row d_model"]) -> Readout:
+            return logits_readout(runs.model, trace, torch.from_numpy(gradients).to(trace.final))
+
+        index = runs.batches[number].index
+        end = at_end(self._gradients[index])
         others = []
         for partners in self._partners:
-            chosen = partners[runs.batches[number].index]
-            rows = self._gradients[chosen] * (chosen >= 0)[:, None]
-            others.append(logits_readout(runs.model, trace, torch.from_numpy(rows).to(trace.final)))
+            chosen = partners[index]
+            others.append(at_end(self._gradients[chosen] * (chosen >= 0)[:, None]))
         return [found.get(reader, end) for reader in self.readers] + others
 
     def _gradient(self, number: int) -> Float[Tensor, "row d_model"]:

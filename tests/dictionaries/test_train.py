@@ -13,8 +13,8 @@ import torch
 
 from circuitfind.dictionaries import activations
 from circuitfind.dictionaries.activations import Buffer, Sample, batched, collect
-from circuitfind.dictionaries.dictionary import Dictionary
-from circuitfind.dictionaries.losses import JumpReLU, Steering, Step, paid, revived, top
+from circuitfind.dictionaries.dictionary import Dictionary, top
+from circuitfind.dictionaries.losses import JumpReLU, Steering, Step, paid, revived
 from circuitfind.dictionaries.texts import Sequences, mini_documents, read_text, tokenize
 from circuitfind.dictionaries.train import Told, TranscoderSettings, train
 from circuitfind.dictionaries.trainee import Trainee
