@@ -6,7 +6,15 @@ Writers and readers of the residual stream are named as in EAP-IG and the MIB be
     a9.h6           attention head 6 of layer 9            writes; reads <q>, <k>, <v>
     a9.kv2          key/value head 2 of layer 9            reads <k>, <v> (grouped-query attention only)
     m5              MLP of layer 5                         writes and reads
+    m5.n1203        neuron 1203 of that MLP                writes and reads
+    t5.f8812        feature of a transcoder of layer 5     writes and reads
+    s5.f91          feature of an SAE on the stream behind layer 5 (sa5: on what its heads write, sm5: its MLP)
+    t5.err          what the dictionary misses             writes (and reads, where it is computed anew)
+    m5.rest         what stands for no node of its own     writes and reads
     logits          final normalisation and unembedding    reads
+
+Units that act together are one node that names its members: ``m5.n3+17+99``. A layer's MLP is a node either whole (``m5``) or
+by its parts.
 
 ``9.6``, ``L9H6`` and ``MLP5`` are read as well; only the forms above are printed. A position is a suffix (``a9.h6@END``).
 An edge is ``writer->reader`` with the input of a head in angle brackets: ``a0.h0->a1.h0<k>``.
@@ -15,6 +23,7 @@ An edge is ``writer->reader`` with the input of a head in angle brackets: ``a0.h
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -29,21 +38,40 @@ class Kind(IntEnum):
     KV = 2
     MLP = 3
     LOGITS = 4
+    NEURON = 5
+    FEATURE = 6
+    REST = 7
+    ERROR = 8
 
+
+UNITS = (Kind.NEURON, Kind.FEATURE)
+"""What an MLP, or the dictionary that stands for it, is made of."""
+FAMILIES = ("m", "t", "s", "sa", "sm")
+"""What units are of: an MLP, a transcoder, an SAE on the stream behind a layer, on what its heads write, on what its MLP does."""
+_STEP = {"": 0, "sa": 1, "m": 2, "t": 2, "sm": 2, "s": 3}
 
 SLOTS = ("q", "k", "v")
 READS = {Kind.HEAD: SLOTS, Kind.KV: SLOTS[1:]}
 """Inputs of what has more than one."""
+_PARTS = (*UNITS, Kind.REST, Kind.ERROR)
+Order = tuple[int, int, str, tuple[int, ...], str]
 
 
 @dataclass(frozen=True)
 class Node:
-    """A named part of the model. ``layer`` and ``index`` are 0 where they have no meaning."""
+    """A named part of the model. ``layer`` and ``index`` are 0 where they have no meaning.
+
+    Attributes:
+        family: What units, errors and rests are of; one of ``FAMILIES``, empty for all else.
+        members: The units that are this node together, in order; empty for a single one.
+    """
 
     kind: Kind
     layer: int = 0
     index: int = 0
     position: str | None = None
+    family: str = ""
+    members: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         at = f"@{self.position}" if self.position else ""
@@ -53,7 +81,23 @@ class Node:
             return f"a{self.layer}.kv{self.index}{at}"
         if self.kind is Kind.MLP:
             return f"m{self.layer}{at}"
+        if self.kind in _PARTS:
+            return f"{self.family}{self.layer}.{self._part}{at}"
         return ("input" if self.kind is Kind.INPUT else "logits") + at
+
+    @property
+    def _part(self) -> str:
+        if self.kind in UNITS:
+            letter = "n" if self.kind is Kind.NEURON else "f"
+            return letter + "+".join(map(str, self.units))
+        return "err" if self.kind is Kind.ERROR else "rest"
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """The neurons or features that this node is made of; none for other nodes, for errors and for rests."""
+        if self.kind not in UNITS:
+            return ()
+        return self.members or (self.index,)
 
     @property
     def bare(self) -> Node:
@@ -62,18 +106,19 @@ class Node:
 
     @property
     def layer_rank(self) -> int:
-        """Depth for what may feed what: heads of layer l are 2l, its MLP 2l + 1 (parallel blocks are told by the anatomy)."""
+        """Depth for what may feed what: heads of a layer are below its MLP (parallel blocks are told by the anatomy)."""
         if self.kind is Kind.INPUT:
             return -1
         if self.kind is Kind.LOGITS:
             return 1 << 30
-        return 2 * self.layer + (self.kind is Kind.MLP)
+        step = 2 if self.kind is Kind.MLP else _STEP[self.family]
+        return 4 * self.layer + step
 
     @property
-    def order(self) -> tuple[int, int, int, str]:
+    def order(self) -> Order:
         """Sort key: from the input to the logits, by layer, then kind, then index."""
         layer = {Kind.INPUT: -1, Kind.LOGITS: 1 << 30}.get(self.kind, self.layer)
-        return (layer, int(self.kind), self.index, self.position or "")
+        return (layer, int(self.kind), self.family, self.units or (self.index,), self.position or "")
 
 
 @dataclass(frozen=True)
@@ -95,7 +140,7 @@ class Edge:
         return reader_name(self.receiver, self.slot)
 
     @property
-    def order(self) -> tuple[tuple[int, int, int, str], tuple[int, int, int, str], str]:
+    def order(self) -> tuple[Order, Order, str]:
         """Sort key: by receiver from input to logits, then sender, then slot."""
         return (self.receiver.order, self.sender.order, self.slot or "")
 
@@ -112,6 +157,7 @@ LOGITS = Node(Kind.LOGITS)
 _HEAD = re.compile(r"^(?:a(\d+)\.h(\d+)|(\d+)\.(\d+)|L(\d+)H(\d+))$", re.IGNORECASE)
 _KV = re.compile(r"^a(\d+)\.kv(\d+)$", re.IGNORECASE)
 _MLP = re.compile(r"^(?:m|mlp)(\d+)$", re.IGNORECASE)
+_PART = re.compile(r"^(m|t|s|sa|sm)(\d+)\.(?:([nf])(\d+(?:\+\d+)*)|(err)|(rest))$", re.IGNORECASE)
 _READER = re.compile(r"^(?P<node>[^<>@]+)(?:<(?P<slot>[qkv])>)?(?:@(?P<position>[\w+\-]+))?$")
 
 
@@ -137,7 +183,7 @@ def parse_reader(text: str) -> tuple[Node, str | None]:
             return replace(node, position=position), slot
     raise UsageError(
         f"'{text}' is not the name of a node",
-        hint="nodes are named like input, a9.h6, m5, logits (also 9.6, L9H6, MLP5)",
+        hint="nodes are named like input, a9.h6, m5, m5.n1203, t5.f88, t5.err, logits (also 9.6, L9H6, MLP5)",
     )
 
 
@@ -183,4 +229,27 @@ def _parse_bare(name: str) -> Node | None:
         return Node(Kind.KV, int(match[1]), int(match[2]))
     if match := _MLP.match(name):
         return Node(Kind.MLP, int(match[1]))
-    return None
+    return _parse_part(lowered)
+
+
+def _parse_part(name: str) -> Node | None:
+    match = _PART.match(name)
+    if not match:
+        return None
+    family, layer, letter, units, error, _ = match.groups()
+    if letter is None:
+        return (
+            None
+            if error and family == "m"
+            else Node(Kind.ERROR if error else Kind.REST, int(layer), family=family)
+        )
+    if (letter == "n") != (family == "m"):
+        return None
+    kind = Kind.NEURON if letter == "n" else Kind.FEATURE
+    return unit(kind, family, int(layer), [int(one) for one in units.split("+")])
+
+
+def unit(kind: Kind, family: str, layer: int, indices: Sequence[int]) -> Node:
+    """A neuron or feature, or several of a layer that are one node."""
+    members = tuple(sorted(set(indices)))
+    return Node(kind, layer, members[0], family=family, members=members if len(members) > 1 else ())

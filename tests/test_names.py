@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from circuitfind.errors import UsageError
 from circuitfind.names import (
+    FAMILIES,
     INPUT,
     LOGITS,
     SLOTS,
@@ -19,6 +21,7 @@ from circuitfind.names import (
     parse_node,
     parse_reader,
     reader_name,
+    unit,
 )
 
 POSITIONS = (None, "END", "S1", "S1+1", "my-place", "7")
@@ -28,16 +31,30 @@ DRAWS = 300
 def draw_node(rng: random.Random, kinds: tuple[Kind, ...] = tuple(Kind)) -> Node:
     """Any node; layer and index are 0 where they have no meaning."""
     kind = rng.choice(kinds)
+    if kind in (Kind.NEURON, Kind.FEATURE, Kind.REST, Kind.ERROR):
+        return draw_part(rng, kind)
     layer = rng.choice([0, 1, 9, 10, 123]) if kind not in (Kind.INPUT, Kind.LOGITS) else 0
     index = rng.choice([0, 2, 11, 4096]) if kind in (Kind.HEAD, Kind.KV) else 0
     return Node(kind, layer, index, rng.choice(POSITIONS))
 
 
+def draw_part(rng: random.Random, kind: Kind) -> Node:
+    """A neuron, a feature, several of a layer as one node, an error or a rest."""
+    layer, position = rng.choice([0, 1, 9, 123]), rng.choice(POSITIONS)
+    families = {Kind.NEURON: ("m",), Kind.REST: FAMILIES}.get(kind, FAMILIES[1:])
+    family = rng.choice(families)
+    if kind not in (Kind.NEURON, Kind.FEATURE):
+        return Node(kind, layer, position=position, family=family)
+    some = rng.sample([0, 2, 11, 4096, 24575], rng.choice([1, 1, 2, 4]))
+    return replace(unit(kind, family, layer, some), position=position)
+
+
 def draw_edge(rng: random.Random) -> Edge:
     """Any edge that a transformer can have."""
     while True:
-        sender = draw_node(rng, (Kind.INPUT, Kind.HEAD, Kind.MLP))
-        receiver = draw_node(rng, (Kind.HEAD, Kind.KV, Kind.MLP, Kind.LOGITS))
+        parts = (Kind.NEURON, Kind.FEATURE, Kind.REST, Kind.ERROR)
+        sender = draw_node(rng, (Kind.INPUT, Kind.HEAD, Kind.MLP, *parts))
+        receiver = draw_node(rng, (Kind.HEAD, Kind.KV, Kind.MLP, Kind.LOGITS, *parts))
         if sender.layer_rank < receiver.layer_rank:
             slots = {Kind.HEAD: SLOTS, Kind.KV: SLOTS[1:]}.get(receiver.kind, (None,))
             return Edge(sender, receiver, rng.choice(slots))
@@ -196,7 +213,10 @@ def test_every_drawn_edge_runs_up() -> None:
         "9,6",
         "L9",
         "m",
-        "m5.n3",
+        "m5.f3",
+        "m5.err",
+        "t5.n3",
+        "m5.n3+",
         "mlp",
         "logit",
         "inputs",
