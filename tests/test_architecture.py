@@ -22,6 +22,7 @@ STOREYS = (
     ("model",),
     ("circuit",),
     ("methods", "backups", "dictionaries"),
+    ("attribution", "naming", "sparse", "units"),
     ("output", "engine", "settings"),
     ("summary",),
     ("session",),

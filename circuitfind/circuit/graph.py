@@ -21,7 +21,7 @@ from jaxtyping import Bool
 from circuitfind.config import SCHEMA_VERSION
 from circuitfind.errors import UsageError
 from circuitfind.model.anatomy import Anatomy
-from circuitfind.names import INPUT, LOGITS, Edge, Kind, Node, parse_edge, parse_node
+from circuitfind.names import INPUT, LOGITS, UNITS, Edge, Kind, Node, parse_edge, parse_node
 
 FORMAT = "circuitfind.circuit"
 
@@ -177,6 +177,16 @@ class Circuit:
         return tuple(n for n in self.nodes if n.kind is Kind.MLP)
 
     @property
+    def units(self) -> tuple[Node, ...]:
+        """Neurons and features; some that act together are one."""
+        return tuple(n for n in self.nodes if n.kind in UNITS)
+
+    @property
+    def errors(self) -> tuple[Node, ...]:
+        """What dictionaries miss."""
+        return tuple(n for n in self.nodes if n.kind is Kind.ERROR)
+
+    @property
     def share_of_edges(self) -> float:
         return len(self.edges) / self.anatomy.n_edges
 
@@ -200,6 +210,8 @@ class Circuit:
                 "nodes": len(self.nodes),
                 "heads": len(self.heads),
                 "mlps": len(self.mlps),
+                "units": len(self.units),
+                "errors": len(self.errors),
                 "edges": len(self.edges),
                 "edges_in_model": self.anatomy.n_edges,
             },
@@ -207,11 +219,12 @@ class Circuit:
                 {
                     "name": str(n),
                     "kind": n.kind.name.lower(),
-                    "layer": n.layer if n.kind in (Kind.HEAD, Kind.KV, Kind.MLP) else None,
-                    "index": n.index if n.kind in (Kind.HEAD, Kind.KV) else None,
+                    "layer": None if n.kind in (Kind.INPUT, Kind.LOGITS) else n.layer,
+                    "index": n.index if n.kind in (Kind.HEAD, Kind.KV, *UNITS) else None,
                     "position": n.position,
                     "score": _finite(self.node_scores.get(str(n.bare))),
                     "role": self.roles.get(str(n.bare)),
+                    **({"units": list(n.units)} if n.units else {}),
                 }
                 for n in self.nodes
             ],

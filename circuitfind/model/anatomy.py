@@ -4,6 +4,9 @@ Every component writes a vector to the residual stream and reads it through a li
 ``Anatomy`` lists the writers and the readers in the order of the forward pass and says which writer can feed which
 reader; every array of scores or masks in the project is indexed by these two lists.
 
+An MLP is one component, or it is split into parts: neurons, or features of the dictionary that stands for it, its error, and
+a rest. Parts read what their MLP reads, and write where it writes.
+
 With grouped-query attention a key/value head serves several query heads, so its ``<k>`` and ``<v>`` readers belong to
 ``a3.kv1`` (one computation, one name); the heads that it serves are ``served_by``. See docs/decisions/grouped-query-attention.md.
 """
@@ -11,8 +14,9 @@ With grouped-query attention a key/value head serves several query heads, so its
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -32,6 +36,8 @@ class Anatomy:
         n_kv_heads: Key/value heads in each block; equal to ``n_heads`` without grouped-query attention.
         has_mlp: False for attention-only models.
         parallel: True when the MLP of a block does not read its attention (Pythia, GPT-J).
+        parts: By layer, the names of what stands for its MLP; none for a whole MLP, empty where all are whole.
+        live_errors: Whether what dictionaries miss is computed anew in patched passes, and so reads the stream.
     """
 
     n_layers: int
@@ -39,6 +45,48 @@ class Anatomy:
     n_kv_heads: int
     has_mlp: bool = True
     parallel: bool = False
+    parts: tuple[tuple[str, ...], ...] = ()
+    live_errors: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(tuple(names) for names in self.parts))
+        if self.parts and (len(self.parts) != self.n_layers or not self.has_mlp):
+            raise ValueError("parts are listed for every layer of a model with MLPs")
+        for layer, nodes in enumerate(self._mlps):
+            if any(node.layer != layer or node.kind in (Kind.HEAD, Kind.KV) for node in nodes):
+                raise ValueError(f"not parts of the MLP of layer {layer}: {self.parts[layer]}")
+
+    @cached_property
+    def _mlps(self) -> tuple[tuple[Node, ...], ...]:
+        """By layer: the MLP, what stands for it, or nothing."""
+        if not self.has_mlp:
+            return ((),) * self.n_layers
+        whole = [(Node(Kind.MLP, layer),) for layer in range(self.n_layers)]
+        if not self.parts:
+            return tuple(whole)
+        named = [tuple(parse_node(name) for name in names) for names in self.parts]
+        return tuple(own or one for own, one in zip(named, whole, strict=True))
+
+    @property
+    def split(self) -> bool:
+        """Whether an MLP is split into parts."""
+        return any(self.parts)
+
+    @property
+    def whole(self) -> Anatomy:
+        """The same model with its MLPs whole."""
+        return replace(self, parts=(), live_errors=False)
+
+    def mlp_nodes(self, layer: int) -> tuple[Node, ...]:
+        """The MLP of a layer, or its parts; nothing in models without MLPs."""
+        return self._mlps[layer]
+
+    @cached_property
+    def _mlp_readers(self) -> tuple[tuple[Node, ...], ...]:
+        """Those of them that read the stream."""
+        if self.live_errors:
+            return self._mlps
+        return tuple(tuple(n for n in nodes if n.kind is not Kind.ERROR) for nodes in self._mlps)
 
     @property
     def grouped(self) -> bool:
@@ -51,7 +99,7 @@ class Anatomy:
         nodes = [INPUT]
         for layer in range(self.n_layers):
             nodes += [Node(Kind.HEAD, layer, h) for h in range(self.n_heads)]
-            nodes += [Node(Kind.MLP, layer)] * self.has_mlp
+            nodes += self._mlps[layer]
         return tuple(nodes)
 
     @cached_property
@@ -63,7 +111,7 @@ class Anatomy:
             found += [(Node(Kind.HEAD, layer, h), "q") for h in range(self.n_heads)]
             for slot in ("k", "v"):
                 found += [(Node(kv_kind, layer, h), slot) for h in range(self.n_kv_heads)]
-            found += [(Node(Kind.MLP, layer), None)] * self.has_mlp
+            found += [(node, None) for node in self._mlp_readers[layer]]
         return (*found, (LOGITS, None))
 
     @cached_property
@@ -85,7 +133,9 @@ class Anatomy:
     @cached_property
     def edge_mask(self) -> Bool[np.ndarray, "writer reader"]:
         """True where an edge exists: the writer comes before the reader on the stream."""
-        mask = np.array([[self._feeds(w, r) for r, _ in self.readers] for w in self.writers], dtype=bool)
+        written = np.array([self._stage(node) for node in self.writers])
+        read = np.array([self._stage(node, reads=True) for node, _ in self.readers])
+        mask: Bool[np.ndarray, "writer reader"] = written[:, None] < read[None]
         mask.flags.writeable = False
         return mask
 
@@ -93,23 +143,37 @@ class Anatomy:
     def n_edges(self) -> int:
         return int(self.edge_mask.sum())
 
-    def _feeds(self, writer: Node, reader: Node) -> bool:
-        if writer.kind is Kind.INPUT or reader.kind is Kind.LOGITS:
-            return True
-        if writer.layer == reader.layer:
-            return writer.kind is Kind.HEAD and reader.kind is Kind.MLP and not self.parallel
-        return writer.layer < reader.layer
+    def _stage(self, node: Node, *, reads: bool = False) -> int:
+        """Where on the stream a node writes, or reads what was written at lower stages."""
+        if node.kind is Kind.INPUT:
+            return -1
+        if node.kind is Kind.LOGITS:
+            return 2 * self.n_layers
+        beside = node.kind in (Kind.HEAD, Kind.KV) or (self.parallel and reads)
+        return 2 * node.layer + (0 if beside else 1)
 
     # Where the readers of a layer sit in the list of readers.
 
-    @property
-    def _per_layer(self) -> int:
-        return self.n_heads + 2 * self.n_kv_heads + int(self.has_mlp)
+    @cached_property
+    def _first_readers(self) -> tuple[int, ...]:
+        """Where the readers of each layer begin."""
+        heads = self.n_heads + 2 * self.n_kv_heads
+        return tuple(accumulate((heads + len(nodes) for nodes in self._mlp_readers), initial=0))
+
+    @cached_property
+    def _first_writers(self) -> tuple[int, ...]:
+        """Where the writers of each layer begin."""
+        return tuple(accumulate((self.n_heads + len(nodes) for nodes in self._mlps), initial=1))
 
     def reader_slice(self, layer: int, slot: str) -> slice:
         """Columns of a layer's readers: ``slot`` is ``q``, ``k``, ``v`` or ``mlp``."""
-        start = layer * self._per_layer
-        widths = {"q": self.n_heads, "k": self.n_kv_heads, "v": self.n_kv_heads, "mlp": int(self.has_mlp)}
+        start = self._first_readers[layer]
+        widths = {
+            "q": self.n_heads,
+            "k": self.n_kv_heads,
+            "v": self.n_kv_heads,
+            "mlp": len(self._mlp_readers[layer]),
+        }
         for name, width in widths.items():
             if name == slot:
                 return slice(start, start + width)
@@ -118,8 +182,12 @@ class Anatomy:
 
     def head_slice(self, layer: int) -> slice:
         """Rows of a layer's heads in the list of writers."""
-        start = 1 + layer * (self.n_heads + int(self.has_mlp))
+        start = self._first_writers[layer]
         return slice(start, start + self.n_heads)
+
+    def mlp_slice(self, layer: int) -> slice:
+        """Rows of a layer's MLP, or of its parts, in the list of writers."""
+        return slice(self._first_writers[layer] + self.n_heads, self._first_writers[layer + 1])
 
     @cached_property
     def head_rows(self) -> tuple[int, ...]:
@@ -127,8 +195,11 @@ class Anatomy:
         return tuple(row for row, node in enumerate(self.writers) if node.kind is Kind.HEAD)
 
     def mlp_row(self, layer: int) -> int:
-        """Row of a layer's MLP in the list of writers."""
-        return 1 + layer * (self.n_heads + 1) + self.n_heads
+        """Row of a layer's MLP, which is whole, in the list of writers."""
+        rows = self.mlp_slice(layer)
+        if self._mlps[layer][0].kind is not Kind.MLP:
+            raise ValueError(f"the MLP of layer {layer} is split")
+        return int(rows.start)
 
     def rows_before(self, layer: int, slot: str) -> int:
         """How many writers (a prefix of the list) can feed the readers of this layer: all rows below this number."""
@@ -154,6 +225,8 @@ class Anatomy:
         if node.kind is Kind.HEAD:
             kv = Node(Kind.KV, node.layer, self.kv_of(node.index)) if self.grouped else node
             return (reader_name(node, "q"), reader_name(kv, "k"), reader_name(kv, "v"))
+        if node.kind is Kind.ERROR and not self.live_errors:
+            return ()
         return () if node.kind is Kind.INPUT else (str(node),)
 
     def edge_at(self, writer: int, reader: int) -> Edge:
@@ -205,4 +278,7 @@ class Anatomy:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        found = asdict(self)
+        if not self.split:  # as before MLPs could be split
+            del found["parts"], found["live_errors"]
+        return found
