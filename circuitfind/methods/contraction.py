@@ -28,6 +28,7 @@ from circuitfind.model.bridge import Model
 from circuitfind.model.forward import BlockRun, Trace
 from circuitfind.model.gradients import BlockGradients
 from circuitfind.model.layer import Layer
+from circuitfind.model.norms import Norm
 from circuitfind.model.rules import PLAIN, Rules
 from circuitfind.model.writes import Writes
 
@@ -51,6 +52,11 @@ class _LayerSum:
     mlp: Float[Tensor, "row pos d_model"] | None = None
     behind_heads: Float[Tensor, "row pos d_model"] | None = None
     behind_mlp: Float[Tensor, "row pos d_model"] | None = None
+    features: Float[Tensor, "row pos d_model"] | None = None
+    units: list[Float[Tensor, "row pos unit"]] = field(default_factory=list)
+    unit_outer: list[tuple[Float[Tensor, "row pos d_model"], Float[Tensor, "row pos unit"]]] = field(
+        default_factory=list
+    )
     outer: list[tuple[Float[Tensor, "row pos d_model"], Float[Tensor, "row pos heads"]]] = field(
         default_factory=list
     )
@@ -89,8 +95,42 @@ class ReaderGradients:
         if found.mlp is not None and found.behind_mlp is not None:
             into.mlp = _plus(into.mlp, found.mlp[0] * weight)
             into.behind_mlp = _plus(into.behind_mlp, found.behind_mlp[0] * weight)
+            if found.features is not None:
+                into.features = _plus(into.features, found.features[0] * weight)
+            if layer.parts is not None:
+                self._add_units(trace, found, weight)
         if found.layer == len(self._model.layers) - 1:
             self.logits = _plus(self.logits, trace.place.spread(found.final[0][:, None]) * weight)
+
+    def _add_units(self, trace: Trace, found: BlockGradients, weight: float) -> None:
+        """Add what the units of a split MLP read: what heads are, with one number each in place of ``d_head``."""
+        index, last = found.layer, found.layer == len(self._model.layers) - 1
+        layer, block, into = self._model.layers[index], trace.blocks[index], self.layers[index]
+        parts = layer.parts
+        assert parts is not None
+        assert found.parts is not None
+        assert block.parts is not None
+
+        def whole(x: Tensor) -> Tensor:
+            return trace.place.spread(x) if last else x
+
+        read = block.mid
+        if self._model.anatomy.parallel:
+            read = trace.place.at_answer(block.resid) if last else block.resid
+        scaled = [grad[0] * weight for grad in found.parts.channels]
+        if parts.norm.kind != "none":
+            inverse = parts.norm.inverse_scale(read)
+            scaled = [grad * inverse for grad in scaled]
+            if not self._rules.freeze_norms:
+                before = parts.before(block.saved, block.parts)
+                each = [
+                    (pre - _constant(parts.norm, *read_through)) * grad
+                    for pre, read_through, grad in zip(before, parts.reads, scaled, strict=True)
+                ]
+                coefficient = torch.stack(each).sum(0) / self._model.d_model
+                into.unit_outer.append((whole(parts.norm.hat(read)), whole(coefficient)))
+        new = [whole(grad) for grad in scaled]
+        into.units = [a + b for a, b in zip(into.units, new, strict=True)] if into.units else new
 
     def add_input(self, behind: Float[Tensor, "cut row pos d_model"], weight: float = 1.0) -> None:
         """Add the gradient on the embedded prompts that ends a backward pass."""
@@ -99,6 +139,12 @@ class ReaderGradients:
 
 def _plus(a: Tensor | None, b: Tensor) -> Tensor:
     return b if a is None else a + b
+
+
+def _constant(norm: Norm, weight: Tensor, bias: Tensor | None) -> Tensor | float:
+    """What a projection of the normalised stream has whatever the stream is."""
+    found: Tensor | float = 0.0 if norm.bias is None else norm.bias @ weight
+    return found if bias is None else found + bias
 
 
 def _varying(layer: Layer, block: BlockRun, trace: Trace) -> Float[Tensor, "row pos heads d_head"]:
@@ -143,7 +189,7 @@ def attribute(
     total = d_writes.input.shape[0]
     size = max(1, min(total, CHUNK_BYTES // (writers * d_model * 4)))
     buffer = torch.empty(writers, size, d_model, device=model.device, dtype=current.input.dtype)
-    hats = [hat.flatten(0, 1) for part in gradients.layers for hat, _ in part.outer]
+    hats = [hat.flatten(0, 1) for part in gradients.layers for hat, _ in (*part.outer, *part.unit_outer)]
     for group, part in _chunks(groups, total, size):
         delta = buffer[:, : len(d_writes.input[part])]
         delta[0] = d_writes.input[part]
@@ -152,7 +198,7 @@ def attribute(
                 d_writes.z[index][part].transpose(0, 1), layer.w_o, out=delta[anatomy.head_slice(index)]
             )
             if d_writes.mlp is not None:
-                delta[anatomy.mlp_row(index)] = d_writes.mlp[index][part]
+                d_writes.into(model, index, delta[anatomy.mlp_slice(index)], part)
         flat = delta.flatten(1)
         along = None  # d_s . xhat by token, writer and norm
         if hats:
@@ -161,6 +207,8 @@ def attribute(
         for index in range(len(model.layers)):
             _layer(gradients, model, index, part, flat, table[group])
             done = _outer(gradients, model, index, part, along, done, table[group])
+            if model.layers[index].parts is not None:
+                done = _units(gradients, model, index, part, delta, along, done, table[group])
         assert gradients.logits is not None
         table[group, :, -1] += flat @ gradients.logits.flatten(0, 1)[part].flatten()
         _nodes(gradients, model, part, flat, nodes[group])
@@ -171,10 +219,13 @@ def attribute(
 
 def _folded(layer: Layer) -> Float[Tensor, "heads d_head d_model"]:
     """W_Q, W_K and W_V with the norm's weight multiplied in, and centred where the norm centres."""
-    weight = layer.w_qkv if layer.norm.weight is None else layer.w_qkv * layer.norm.weight[:, None]
-    if layer.norm.kind == "ln":
-        weight = weight - weight.mean(0)
-    return torch.unflatten(weight, 1, (-1, layer.d_head)).permute(1, 2, 0)
+    return torch.unflatten(fold(layer.norm, layer.w_qkv), 1, (-1, layer.d_head)).permute(1, 2, 0)
+
+
+def fold(norm: Norm, weight: Float[Tensor, "d_model out"]) -> Float[Tensor, "d_model out"]:
+    """Weights with the norm's weight multiplied in, and centred where the norm centres."""
+    found = weight if norm.weight is None else weight * norm.weight[:, None]
+    return found - found.mean(0) if norm.kind == "ln" else found
 
 
 def _chunks(groups: Tensor | None, total: int, size: int) -> Iterator[tuple[int, slice | Tensor]]:
@@ -205,10 +256,46 @@ def _layer(
     inputs = torch.matmul(heads, _folded(model.layers[index]))  # [heads, token, d_model]
     before, columns = _heads_of(model, index)
     table[:before, columns] += flat[:before] @ inputs.flatten(1).T
-    if summed.mlp is not None:
+    if summed.mlp is not None and model.layers[index].parts is None:
         before = anatomy.rows_before(index, "mlp")
         column = anatomy.reader_slice(index, "mlp").start
         table[:before, column] += flat[:before] @ summed.mlp.flatten(0, 1)[part].flatten()
+
+
+def _units(
+    gradients: ReaderGradients,
+    model: Model,
+    index: int,
+    part: slice | Tensor,
+    delta: Float[Tensor, "writer token d_model"],
+    along: Tensor | None,
+    done: int,
+    table: Tensor,
+) -> int:
+    """Add the edges into the parts of a split MLP; returns how many columns of ``along`` are used up."""
+    anatomy, summed, parts = model.anatomy, gradients.layers[index], model.layers[index].parts
+    assert parts is not None
+    assert summed.mlp is not None
+    before, first = anatomy.rows_before(index, "mlp"), anatomy.reader_slice(index, "mlp").start
+    below = delta[:before]
+    found = torch.zeros(before, len(parts.units), device=table.device, dtype=table.dtype)
+    for (weight, _), grad in zip(parts.reads, summed.units, strict=True):
+        read = torch.matmul(below, fold(parts.norm, weight))  # [writer, token, unit]
+        found += (read * grad.flatten(0, 1)[part]).sum(1)
+    for _, coefficient in summed.unit_outer:
+        assert along is not None
+        found -= along[:, :before, done].T @ coefficient.flatten(0, 1)[part]
+        done += 1
+    each = parts.by_node(found)
+    total = below.flatten(1) @ summed.mlp.flatten(0, 1)[part].flatten()
+    if parts.live and parts.error is not None:
+        assert summed.features is not None
+        through = below.flatten(1) @ summed.features.flatten(0, 1)[part].flatten()
+        each[:, parts.error] = total - through
+        total = through
+    each[:, parts.rest] = total - found.sum(1)
+    table[:before, first : first + parts.n_readers] += each[:, : parts.n_readers]
+    return done
 
 
 def _heads_of(model: Model, index: int) -> tuple[int, slice]:
@@ -247,5 +334,5 @@ def _nodes(
         assert summed.behind_heads is not None
         nodes[rows] += flat[rows] @ summed.behind_heads.flatten(0, 1)[part].flatten()
         if summed.behind_mlp is not None:
-            row = anatomy.mlp_row(index)
-            nodes[row] += flat[row] @ summed.behind_mlp.flatten(0, 1)[part].flatten()
+            rows = anatomy.mlp_slice(index)
+            nodes[rows] += flat[rows] @ summed.behind_mlp.flatten(0, 1)[part].flatten()

@@ -137,6 +137,10 @@ def _check_neurons(model: Model, ablation: Ablation) -> None:
         raise UnsupportedError(
             f"{model.name} has no MLPs, so it has no neurons", hint="leave the option neurons out"
         )
+    if model.anatomy.split:
+        raise UnsupportedError(
+            "the MLPs are split into their parts already", hint="leave the option neurons out"
+        )
     if ablation not in ("resample", "zero"):
         raise UnsupportedError(
             f"{ablation} ablation replaces what an MLP writes and gives its neurons no value",
@@ -157,7 +161,7 @@ class _Job:
 
     def scores(self, name: str, positions: Positions) -> Scores:
         runs, model = self.runs, self.runs.model
-        writers, readers = model.anatomy.edge_mask.shape
+        writers, readers = len(model.anatomy.writers), len(model.anatomy.readers)
         width = writers + readers + (len(model.layers) * model.d_mlp if self.neurons else 0)
         grouping = group_positions(runs, positions, width)
         count = 1 if grouping is None else len(grouping.names)
@@ -249,7 +253,7 @@ class _Batch:
             self.trace, self._other, self._sign = corrupted, contrast.base, -1.0
         # With one block nothing is left when it is dropped: plain attribution, as a size.
         self.drops = job.grad_drop and len(model.layers) > 1
-        writers, readers = model.anatomy.edge_mask.shape
+        writers, readers = len(model.anatomy.writers), len(model.anatomy.readers)
         like = contrast.base.input
         self._axis = len(like) if groups is None else int(groups.max()) + 1
         place: dict[str, Any] = {"device": like.device, "dtype": at_least_single(like.dtype)}
@@ -271,8 +275,9 @@ class _Batch:
             written, cut = self._contrast.written.mlp, self._contrast.cut.mlp
             assert written is not None
             assert cut is not None
-            effects.append(inner(written[index] - cut[index], found.behind_mlp)[..., None])
-            columns.append(slice(anatomy.mlp_row(index), anatomy.mlp_row(index) + 1))
+            total = inner(written[index] - cut[index], found.behind_mlp)[..., None]
+            effects.append(total if found.parts is None else self._parts(heads, found, total))
+            columns.append(anatomy.mlp_slice(index))
         if self._job.has_slots:
             for slot in ("q", "k", "v"):
                 effects.append(self._job.slot_effect(heads, found, slot))
@@ -306,6 +311,29 @@ class _Batch:
             behind = heads.narrowed(found.behind_heads)
             grad = torch.matmul(behind, layer.w_o.flatten(0, 1).T).unflatten(-1, (layer.n_heads, -1))
         return heads.widened(inner(change, grad))
+
+    def _parts(
+        self, heads: Heads, found: BlockGradients, total: Float[Tensor, "cut row pos 1"]
+    ) -> Float[Tensor, "cut row pos node"]:
+        """What the parts of a split MLP write, from what all of them write."""
+        index, parts = found.layer, heads.layer.parts
+        assert parts is not None
+        assert found.parts is not None
+        assert found.behind_mlp is not None
+        now, cut = self._contrast.written.part(index), self._contrast.cut.part(index)
+        grad = parts.pick(found.parts.hidden)
+        if parts.together:  # values are behind a post-norm, and this gradient is not
+            grad = torch.matmul(heads.narrowed(found.behind_mlp), parts.w_out.T)
+        change = heads.narrowed((now.values - cut.values)[None])
+        each = heads.widened(parts.by_node((change * grad).to(total.dtype)))
+        left = total - each.sum(-1, keepdim=True)
+        if parts.error is not None:
+            assert now.error is not None
+            assert cut.error is not None
+            each[..., parts.error] = inner(now.error - cut.error, found.behind_mlp)
+            left = left - each[..., parts.error, None]
+        each[..., parts.rest] = left[..., 0]
+        return each
 
     def _add(self, effect: Float[Tensor, "cut row pos node"], columns: list[slice], below: int) -> None:
         """Add effects to the columns of some nodes that have ``below`` blocks under them."""

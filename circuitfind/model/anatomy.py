@@ -194,6 +194,15 @@ class Anatomy:
         """Rows of all heads in the list of writers."""
         return tuple(row for row, node in enumerate(self.writers) if node.kind is Kind.HEAD)
 
+    @cached_property
+    def source_rows(self) -> tuple[int, ...]:
+        """Rows of the writers that read nothing: the input, and errors that stay those of the base run."""
+        return tuple(
+            row
+            for row, node in enumerate(self.writers)
+            if node.kind is Kind.INPUT or (node.kind is Kind.ERROR and not self.live_errors)
+        )
+
     def mlp_row(self, layer: int) -> int:
         """Row of a layer's MLP, which is whole, in the list of writers."""
         rows = self.mlp_slice(layer)

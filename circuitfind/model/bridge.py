@@ -12,8 +12,10 @@ see the raw ``[batch, pos, head * d_head]`` tensors; TransformerLens's own hooks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +28,7 @@ from circuitfind.model.anatomy import Anatomy
 from circuitfind.model.attention import read_rotaries
 from circuitfind.model.layer import Layer, linear, read_layers
 from circuitfind.model.norms import read_norm
+from circuitfind.model.parts import Parts
 from circuitfind.model.precision import full
 
 if TYPE_CHECKING:
@@ -137,6 +140,17 @@ class Model:
                     f"block {i} of {self.name} has no attention with separate q, k, v and o",
                     hint="circuits are found in transformers with plain attention (GPT-2, Pythia, Llama, Qwen, Gemma)",
                 )
+
+    def with_parts(self, parts: Mapping[int, Parts]) -> Model:
+        """The same model with some MLPs split; weights and counters are shared."""
+        found = copy(self)
+        found.layers = [replace(layer, parts=parts.get(i)) for i, layer in enumerate(self.layers)]
+        names = [
+            tuple(str(node) for node in parts[i].nodes) if i in parts else () for i in range(len(self.layers))
+        ]
+        live = any(one.live for one in parts.values())
+        found.anatomy = replace(self.anatomy, parts=tuple(names) if parts else (), live_errors=live)
+        return found
 
     # The two ends of a pass.
 

@@ -72,7 +72,7 @@ class Contrast:
             z = change.z[index].flatten(0, 1).transpose(0, 1)
             torch.matmul(z, layer.w_o, out=out[anatomy.head_slice(index)])
             if change.mlp is not None:
-                out[anatomy.mlp_row(index)] = change.mlp[index].flatten(0, 1)
+                change.into(model, index, out[anatomy.mlp_slice(index)])
         return out
 
     @cached_property

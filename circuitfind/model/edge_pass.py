@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitfind.model.contrast import Contrast
+from circuitfind.model.part_pass import PartsOfPass
 from circuitfind.model.precision import full, lowered
 from circuitfind.model.reach import reach
 
@@ -221,6 +223,16 @@ class EdgePass:
         """Replaced minus base of every writer, tokens and ``d_model`` in one axis."""
         return (self._contrast.gap_at_answer if answer else self._contrast.gap).flatten(1)
 
+    def _mlp_inputs(
+        self, index: int, last: bool, which: Sequence[int]
+    ) -> Iterator[tuple[list[list[int]], Float[Tensor, "patch row token d_model"]]]:
+        """What the MLP of a layer, or some of its parts, read."""
+        anatomy = self._model.anatomy
+        first = anatomy.reader_slice(index, "mlp").start
+        stage = 2 * index + (0 if anatomy.parallel else 1)
+        before = anatomy.rows_before(index, "mlp")
+        yield from self._inputs([first + i for i in which], before, stage, answer=last)
+
     # Writers.
 
     def _chosen(self, moved: _Moved, row: int, current: Tensor, replaced: Tensor) -> Tensor:
@@ -319,7 +331,17 @@ class EdgePass:
 
     def _mlp(self, moved: _Moved, index: int, last: bool) -> None:
         model, contrast = self._model, self._contrast
-        layer, row = model.layers[index], model.anatomy.mlp_row(index)
+        layer, row = model.layers[index], model.anatomy.mlp_slice(index).start
+        if layer.parts is not None:
+            out = moved.late if last else moved.early
+            some = [i for i in range(len(layer.parts.nodes)) if row + i in moved.slots]
+            if some:
+                first, nodes = moved.slots[row + some[0]], self._nodes[: moved.n, row:]
+                into = out[:, first : first + len(some)]
+                PartsOfPass(contrast, index, last, from_base=self._from_base).write(
+                    some, nodes, partial(self._mlp_inputs, index, last), into
+                )
+            return
         if row not in moved.slots:
             return
         assert layer.mlp is not None
@@ -330,10 +352,7 @@ class EdgePass:
         if self._nodes[: moved.n, row].all():
             value = replaced[None]
         else:
-            stage = 2 * index + (0 if model.anatomy.parallel else 1)
-            column = model.anatomy.reader_slice(index, "mlp").start
-            before = model.anatomy.rows_before(index, "mlp")
-            ((_, read),) = self._inputs([column], before, stage, answer=last)
+            ((_, read),) = self._mlp_inputs(index, last, [0])
             value = layer.mlp(layer.mlp_norm(read[:, 0])).unflatten(1, (self._rows, -1))
             value = self._chosen(moved, row, value, replaced[None])
         out = moved.late if last else moved.early

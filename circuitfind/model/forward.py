@@ -17,8 +17,9 @@ from torch import Tensor
 from circuitfind.model.bridge import Model
 from circuitfind.model.layer import Layer
 from circuitfind.model.mlp import Saved
+from circuitfind.model.parts import PartRun
 from circuitfind.model.precision import lowered
-from circuitfind.model.writes import Writes
+from circuitfind.model.writes import PartWrites, Writes
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class BlockRun:
         mlp: What the MLP wrote.
         saved: What its backward pass needs, where it was asked for.
         projected: Queries, keys, values before rotation and head norms, where they were asked for.
+        parts: What the MLP's parts did, where it is split.
     """
 
     resid: Float[Tensor, "row pos d_model"]
@@ -110,6 +112,7 @@ class BlockRun:
     mlp: Float[Tensor, "row query d_model"] | None
     saved: Saved | None
     projected: list[Float[Tensor, "row _ _ d_head"]] | None
+    parts: PartRun | None = None
 
     def since(self, gap: int, last: bool) -> BlockRun:
         """Without the first ``gap`` positions; keys and values stay whole."""
@@ -136,7 +139,18 @@ class BlockRun:
             mlp=cut(self.mlp),
             saved=saved,
             projected=None if self.projected is None else [x[:, gap:] for x in self.projected],
+            parts=None if self.parts is None else self.parts.since(gap),
         )
+
+    def lightened(self) -> BlockRun:
+        """Without what only a backward pass needs."""
+        parts = None if self.parts is None else self.parts.lightened()
+        return replace(self, saved=None, projected=None, parts=parts)
+
+    @property
+    def written(self) -> PartWrites | None:
+        """What the MLP's parts wrote, where it is split."""
+        return None if self.parts is None else PartWrites(self.parts.values, self.parts.error)
 
 
 @dataclass(frozen=True)
@@ -160,13 +174,20 @@ class Trace:
         """What every writer wrote; zero in the last block but at the answer position."""
         if self.place.everywhere:
             every = [b.mlp for b in self.blocks if b.mlp is not None]
-            return Writes(self.input, [b.z for b in self.blocks], every or None)
+            return Writes(self.input, [b.z for b in self.blocks], every or None, self._parts())
         *rest, last = self.blocks
         z = [*(b.z for b in rest), self.place.spread(last.z)]
         mlp = None
         if last.mlp is not None:
             mlp = [*(b.mlp for b in rest if b.mlp is not None), self.place.spread(last.mlp)]
-        return Writes(self.input, z, mlp)
+        parts = self._parts()
+        if parts is not None and parts[-1] is not None:
+            parts[-1] = parts[-1].map(self.place.spread)
+        return Writes(self.input, z, mlp, parts)
+
+    def _parts(self) -> list[PartWrites | None] | None:
+        found = [b.written for b in self.blocks]
+        return found if any(p is not None for p in found) else None
 
     def since(self, start: int) -> Trace:
         """The same run, from a later position on."""
@@ -179,7 +200,7 @@ class Trace:
 
     def lightened(self) -> Trace:
         """The same without what only a backward pass needs."""
-        return replace(self, blocks=[replace(block, saved=None, projected=None) for block in self.blocks])
+        return replace(self, blocks=[block.lightened() for block in self.blocks])
 
     @property
     def n_bytes(self) -> int:
@@ -187,6 +208,7 @@ class Trace:
         for b in self.blocks:
             tensors += [b.resid, b.q, b.k, b.v, b.z, b.raw, b.mid, b.mlp, *(b.projected or [])]
             tensors += [b.saved.pre, b.saved.up, b.saved.raw] if b.saved is not None else []
+            tensors += b.parts.tensors if b.parts is not None else ()
         found = {
             t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t is not None
         }
@@ -255,13 +277,15 @@ def run_block(
     q, k, v, z, raw, projected = attend(layer, x, place, before, last=last)
     here = place.at_answer(x) if last else x
     mid = here + layer.heads_out(z)
-    out, saved, stream = None, None, mid
+    out, saved, stream, parts = None, None, mid, None
     if layer.mlp is not None:
         read = here if model.anatomy.parallel else mid
         out, saved = layer.mlp.run(layer.mlp_norm(read))
         stream = mid + out
+        if layer.parts is not None:
+            parts = layer.parts.observe(read, out, saved, keep=keep)
     return stream, BlockRun(
-        x, q, k, v, z, raw, mid, out, saved if keep else None, projected if keep else None
+        x, q, k, v, z, raw, mid, out, saved if keep else None, projected if keep else None, parts
     )
 
 

@@ -19,6 +19,7 @@ from circuitfind.errors import RunError
 from circuitfind.model.bridge import Model
 from circuitfind.model.forward import BlockRun, Place, Trace
 from circuitfind.model.layer import Layer
+from circuitfind.model.parts import PartGradients
 from circuitfind.model.precision import lowered_gradient, seen_in_full
 from circuitfind.model.rules import PLAIN, Rules
 
@@ -37,7 +38,9 @@ class BlockGradients:
         q, k, v: At the projections. ``[cut, row, pos, head, d_head]``
         z: At the head values before W_O and a post-norm, where queries are.
         mlp: At the MLP's input from the stream. ``[cut, row, pos, d_model]``
-        hidden: At the neuron activations, where queries are. ``[cut, row, query, d_mlp]``
+        hidden: At the neuron activations (where a dictionary stands for the MLP, at its features), where queries are.
+        parts: What a split MLP has besides.
+        features: At the stream, through all features and no error, where errors are live. ``[cut, row, pos, d_model]``
         behind_heads, behind_mlp: On the stream right after these writers, all readers together.
     """
 
@@ -52,6 +55,8 @@ class BlockGradients:
     behind_mlp: Float[Tensor, "cut row pos d_model"] | None
     final: Float[Tensor, "#cut row d_model"]
     """At the stream that the final norm reads: the gradient that the pass began with."""
+    parts: PartGradients | None = None
+    features: Float[Tensor, "cut row pos d_model"] | None = None
 
 
 Visitor = Callable[[BlockGradients], None]
@@ -147,14 +152,23 @@ def _block(
 
     here = place.at_answer(run.resid) if last else run.resid
     # Where the MLP is dropped its readers see no gradient, and neither does what is below it.
-    hidden, g_mlp = None, None
+    hidden, g_mlp, parts, features = None, None, None, None
     if layer.mlp is not None:
         assert run.saved is not None
         read = here if parallel else run.mid
         source = torch.zeros_like(above) if (index, "mlp") in dropped else above
-        hidden = layer.mlp.backward_hidden(source, run.saved, rules)
-        normed = layer.mlp.backward(hidden, run.saved, rules)
-        g_mlp = layer.mlp_norm.pullback(read, normed, frozen=rules.freeze_norms)
+        if layer.parts is not None:
+            assert run.parts is not None
+            parts = layer.parts.backward(source, run.saved, run.parts, rules)
+            hidden = parts.hidden
+            g_mlp = layer.parts.norm.pullback(read, parts.normed, frozen=rules.freeze_norms)
+            if parts.own is not None:
+                features = g_mlp
+                g_mlp = layer.mlp_norm.pullback(read, parts.own, frozen=rules.freeze_norms)
+        else:
+            hidden = layer.mlp.backward_hidden(source, run.saved, rules)
+            normed = layer.mlp.backward(hidden, run.saved, rules)
+            g_mlp = layer.mlp_norm.pullback(read, normed, frozen=rules.freeze_norms)
     behind = above if parallel or g_mlp is None else above + g_mlp
     source = torch.zeros_like(behind) if (index, "attn") in dropped else behind
     if layer.post_norm is not None:
@@ -183,6 +197,8 @@ def _block(
         behind_heads=whole(behind),
         behind_mlp=None if g_mlp is None else whole(above),
         final=above[:, :, 0],
+        parts=parts,
+        features=None if features is None else whole(features),
     )
     return stream, found
 

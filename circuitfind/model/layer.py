@@ -17,6 +17,7 @@ from circuitfind.errors import UnsupportedError
 from circuitfind.model.attention import Attention, Rotary, read_attention
 from circuitfind.model.mlp import MLP, read_mlp
 from circuitfind.model.norms import Norm, read_norm
+from circuitfind.model.parts import Parts
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Layer:
     """Added to the stream beside the heads; it belongs to no writer and is never ablated."""
     mlp_norm: Norm
     mlp: MLP | None
+    parts: Parts | None = None
+    """What the MLP is split into, where it is."""
 
     @property
     def n_heads(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from torch import Tensor
 from circuitfind.errors import UnsupportedError
 from circuitfind.model.batches import Batch, Side
 from circuitfind.model.forward import run_trace
-from circuitfind.model.writes import Writes
+from circuitfind.model.writes import PartWrites, Writes
 
 if TYPE_CHECKING:
     from circuitfind.model.runs import Runs
@@ -102,7 +102,18 @@ def _stack_rows(rows: list[Writes], length: int) -> Writes:
         return out
 
     layers = range(len(rows[0].z))
-    mlp = None
+    mlp, parts = None, None
     if rows[0].mlp is not None:
         mlp = [join([r.mlp[i] for r in rows if r.mlp is not None]) for i in layers]
-    return Writes(join([r.input for r in rows]), [join([r.z[i] for r in rows]) for i in layers], mlp)
+    if rows[0].parts is not None:
+        parts = [
+            None if own is None else _join_parts([r.part(i) for r in rows], join)
+            for i, own in enumerate(rows[0].parts)
+        ]
+    z = [join([r.z[i] for r in rows]) for i in layers]
+    return Writes(join([r.input for r in rows]), z, mlp, parts)
+
+
+def _join_parts(rows: list[PartWrites], join: Callable[[Sequence[Tensor]], Tensor]) -> PartWrites:
+    errors = [r.error for r in rows if r.error is not None]
+    return PartWrites(join([r.values for r in rows]), join(errors) if errors else None)

@@ -96,12 +96,23 @@ class MLP:
         self, g_hidden: Float[Tensor, "cut *row d_mlp"], saved: Saved, rules: Rules = PLAIN
     ) -> Float[Tensor, "cut *row d_model"]:
         """The gradient at the normalised input from that at the neuron activations."""
+        return self.joined(self.backward_pre(g_hidden, saved, rules))
+
+    def backward_pre(
+        self, g_hidden: Float[Tensor, "cut *row d_mlp"], saved: Saved, rules: Rules = PLAIN
+    ) -> list[tuple[Float[Tensor, "cut *row d_mlp"], Float[Tensor, "d_model d_mlp"]]]:
+        """The gradient at what neurons read, with the weights that they read it through: the gate first, then the rest."""
         if saved.up is None or self.w_gate is None:
-            return torch.matmul(self._through(g_hidden, saved.pre, rules), self.w_in.T)
+            return [(self._through(g_hidden, saved.pre, rules), self.w_in)]
         shared = g_hidden * rules.gate_share
         g_pre = self._through(shared * saved.up, saved.pre, rules)
-        g_up = shared * self.act(saved.pre)
-        return torch.matmul(g_pre, self.w_gate.T) + torch.matmul(g_up, self.w_in.T)
+        return [(g_pre, self.w_gate), (shared * self.act(saved.pre), self.w_in)]
+
+    @staticmethod
+    def joined(channels: list[tuple[Tensor, Tensor]]) -> Float[Tensor, "cut *row d_model"]:
+        """The gradient at the normalised input from those of ``backward_pre``."""
+        found = [torch.matmul(grad, weight.T) for grad, weight in channels]
+        return found[0] if len(found) == 1 else found[0] + found[1]
 
     def _through(self, grad: Tensor, pre: Tensor, rules: Rules) -> Tensor:
         """The gradient before the activation from that behind it."""

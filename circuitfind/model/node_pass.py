@@ -19,9 +19,12 @@ from torch import Tensor
 from circuitfind.model.anatomy import Anatomy
 from circuitfind.model.contrast import Contrast
 from circuitfind.model.forward import Place, attend
+from circuitfind.model.part_pass import swapped
+from circuitfind.model.parts import PartRun
 from circuitfind.model.path_pass import Paths
 from circuitfind.model.precision import lowered
 from circuitfind.model.writes import Writes
+from circuitfind.names import Kind
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,10 @@ def first_stage(anatomy: Anatomy, nodes: Bool[np.ndarray, " writer"] | None) -> 
     rows = np.flatnonzero(nodes) if nodes is not None else np.array([], dtype=int)
     if not len(rows):
         return 2 * anatomy.n_layers + 1
-    row = int(rows[0])
-    if row == 0:
+    first = anatomy.writers[int(rows[0])]
+    if first.kind is Kind.INPUT:
         return 0
-    layer = (row - 1) // (anatomy.n_heads + int(anatomy.has_mlp))
-    return 2 * layer + (2 if anatomy.has_mlp and row == anatomy.mlp_row(layer) else 1)
+    return 2 * first.layer + (1 if first.kind is Kind.HEAD else 2)
 
 
 def since(contrast: Contrast, start: int) -> Contrast:
@@ -252,9 +254,13 @@ class NodePass:
 
     def _begin_mlp(self, index: int, patches: slice, last: bool) -> Float[Tensor, "row pos d_model"]:
         """The stream behind the MLP of a layer in patches whose first node it is."""
-        run, row = self._contrast.base.blocks[index], self._model.anatomy.mlp_row(index)
+        run = self._contrast.base.blocks[index]
         assert run.mlp is not None
         assert self._values.mlp is not None
+        if run.parts is not None:
+            start: Tensor = run.mid + self._swapped(index, patches, run.mlp[None], run.parts, last)
+            return start.flatten(0, 1)
+        row = self._model.anatomy.mlp_row(index)
         gap = self._at(self._values.mlp[index], last) - run.mlp
         chosen = self._chosen(slice(row, row + 1), patches, last)
         stream: Tensor = run.mid + run.mlp + gap * chosen
@@ -312,25 +318,20 @@ class NodePass:
     def _mlp(self, index: int, mid: Tensor, read: Tensor, before: slice, last: bool) -> Tensor:
         """The stream behind the MLP of a block, with the patches that begin there."""
         model, run = self._model, self._contrast.base.blocks[index]
-        layer, row = model.layers[index], model.anatomy.mlp_row(index)
-        assert layer.mlp is not None
-        assert self._values.mlp is not None
         assert run.mlp is not None
         changes: list[Tensor] = []
         if self._watch is not None and len(mid):
             self._watch.stream(2 * index + 1, self._change(mid, run.mid))
         if len(mid):
             all_now = slice(0, len(mid) // self._n_rows)
+            # A parallel MLP does not read the heads that have just been replaced.
             computed = before if model.anatomy.parallel else all_now
-            parts = []
+            found = []
             if computed.stop:
-                parts.append(layer.mlp(layer.mlp_norm(read)))
+                found.append(self._mlp_again(index, read, computed, last))
             if computed.stop < all_now.stop:
-                # A parallel MLP does not read the heads that have just been replaced.
-                parts.append(self._repeated(run.mlp, all_now.stop - computed.stop))
-            out = parts[0] if len(parts) == 1 else torch.cat(parts)
-            wanted = self._at(self._values.mlp[index], last)
-            out = self._put(row, all_now, out, wanted, run.mlp, last)
+                found.append(self._mlp_as_it_was(index, slice(computed.stop, all_now.stop), last))
+            out = found[0] if len(found) == 1 else torch.cat(found)
             mid = mid + out
             changes.append(out)
         new = self._joined(2 * index + 2)
@@ -341,3 +342,52 @@ class NodePass:
         if self._watch is not None and changes:
             self._watch.mlp(index, self._change(torch.cat(changes), run.mlp))
         return mid
+
+    def _mlp_again(
+        self, index: int, read: Tensor, patches: slice, last: bool
+    ) -> Float[Tensor, "row pos d_model"]:
+        """What an MLP adds in patches that had begun, of which some may replace it or parts of it."""
+        model, run = self._model, self._contrast.base.blocks[index]
+        layer = model.layers[index]
+        assert layer.mlp is not None
+        assert self._values.mlp is not None
+        if layer.parts is None:
+            wanted = self._at(self._values.mlp[index], last)
+            out = layer.mlp(layer.mlp_norm(read))
+            return self._put(model.anatomy.mlp_row(index), patches, out, wanted, run.mlp, last)
+        assert run.parts is not None
+        out, seen = layer.parts.again(read, run.parts.repeated(patches.stop - patches.start))
+        error = None if seen.error is None else seen.error.unflatten(0, (-1, self._n_rows))
+        seen = PartRun(seen.values.unflatten(0, (-1, self._n_rows)), error)
+        return self._swapped(index, patches, out.unflatten(0, (-1, self._n_rows)), seen, last).flatten(0, 1)
+
+    def _mlp_as_it_was(self, index: int, patches: slice, last: bool) -> Float[Tensor, "row pos d_model"]:
+        """What an MLP adds that reads what it read in the base run, but for what patches replace of it."""
+        run = self._contrast.base.blocks[index]
+        assert run.mlp is not None
+        assert self._values.mlp is not None
+        count = patches.stop - patches.start
+        if run.parts is None:
+            wanted = self._at(self._values.mlp[index], last)
+            row = self._model.anatomy.mlp_row(index)
+            return self._put(row, patches, self._repeated(run.mlp, count), wanted, run.mlp, last)
+        out = self._swapped(index, patches, run.mlp[None], run.parts, last)
+        return out.expand(count, -1, -1, -1).flatten(0, 1)
+
+    def _swapped(
+        self,
+        index: int,
+        patches: slice,
+        out: Float[Tensor, "#patch row pos d_model"],
+        seen: PartRun,
+        last: bool,
+    ) -> Float[Tensor, "_ row pos d_model"]:
+        """What an MLP adds, with the parts replaced that patches replace."""
+        rows, parts = self._model.anatomy.mlp_slice(index), self._model.layers[index].parts
+        assert parts is not None
+        assert self._values.mlp is not None
+        if not self._any[rows].any():
+            return out
+        cut = self._values.part(index).map(lambda x: self._at(x, last))
+        total = self._at(self._values.mlp[index], last)
+        return swapped(parts, self._any[rows], self._chosen(rows, patches, last), (out, seen), (total, cut))

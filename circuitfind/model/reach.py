@@ -59,7 +59,7 @@ def reach(
     lit = needed.copy()
     if cut_is_run:
         seeds = any_node.copy()
-        seeds[0] = True
+        seeds[list(anatomy.source_rows)] = True
         lit &= _spread(anatomy, kept, seeds, np.zeros(len(anatomy.readers), dtype=bool), heads_together)
     mostly_cut = any_cut.sum() > 0.5 * anatomy.n_edges
     # A stream of nothing but zeros plus differences that should cancel is rounding, which a norm blows up.
@@ -100,10 +100,18 @@ def _spread(
         out[heads] |= found if within is None else found & within[heads]
         if together:
             out[heads] = out[heads].any() if within is None else out[heads].any() & within[heads]
-        if anatomy.has_mlp:
-            row = anatomy.mlp_row(layer)
-            out[row] |= bool(reads(layer, "mlp")[0]) and (within is None or bool(within[row]))
+        rows = _reading(anatomy, layer)
+        found = reads(layer, "mlp")
+        out[rows] |= found if within is None else found & within[rows]
+        if together:
+            out[rows] = out[rows].any() if within is None else out[rows].any() & within[rows]
     return out
+
+
+def _reading(anatomy: Anatomy, layer: int) -> slice:
+    """Rows of the MLP of a layer, or of its parts, that read the stream: frozen errors do not."""
+    columns, start = anatomy.reader_slice(layer, "mlp"), anatomy.mlp_slice(layer).start
+    return slice(start, start + columns.stop - columns.start)
 
 
 def _needed(
@@ -115,10 +123,11 @@ def _needed(
     wanted[-1] = True
     kv = np.array([anatomy.kv_of(h) for h in range(anatomy.n_heads)])
     for layer in reversed(range(anatomy.n_layers)):
-        if anatomy.has_mlp:
-            row = anatomy.mlp_row(layer)
-            out[row] = kept[row, wanted].any()
-            wanted[anatomy.reader_slice(layer, "mlp")] = out[row] and not all_node[row]
+        mlps, rows = anatomy.mlp_slice(layer), _reading(anatomy, layer)
+        out[mlps] = kept[mlps][:, wanted].any(1)
+        if together:
+            out[rows] = out[rows].any()
+        wanted[anatomy.reader_slice(layer, "mlp")] = out[rows] & ~all_node[rows]
         heads = anatomy.head_slice(layer)
         out[heads] = kept[heads][:, wanted].any(1)
         if together:

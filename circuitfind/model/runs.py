@@ -264,6 +264,11 @@ class Runs:
         if ablation == "zero":
             return written.zeros()
         if ablation == "optimal":
+            if self.model.anatomy.split:
+                raise UnsupportedError(
+                    "no optimal constants are learned for neurons and features",
+                    hint="use --ablation resample, mean or zero",
+                )
             if self.constants is None:
                 self._note("learning the constants of the optimal ablation")
                 self.constants = learn_constants(self.smaller(STEP_PROMPTS))
@@ -281,7 +286,8 @@ class Runs:
         is_run = ablation in ("resample", "clean")
         trace = self.trace(number, base, keep=keep, whole=not is_run)
         trace = trace.since(self.batches[number].start if is_run else 0)
-        found = Contrast(self.model, trace, self.ablated(number, ablation), is_run)
+        exact = is_run and not any(block.parts and block.parts.level is not None for block in trace.blocks)
+        found = Contrast(self.model, trace, self.ablated(number, ablation), exact)
         self._contrasts[key] = found
         total = sum(contrast.n_bytes for contrast in self._contrasts.values())
         while total > self.plan.cache_bytes // 2 and len(self._contrasts) > 1:

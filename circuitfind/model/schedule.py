@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitfind.model.anatomy import Anatomy
 from circuitfind.model.contrast import Contrast
 from circuitfind.model.edge_pass import EdgePass
 from circuitfind.model.node_pass import NodePass, Patch, Watch, first_stage, since
@@ -82,8 +83,7 @@ class Share:
                 else None
             )
             return NodePass(self.contrast, nodes, where, held=held, watch=watch).run()
-        empty = np.zeros_like(anatomy.edge_mask)
-        edges = np.stack([empty if mask is None else mask for mask in (patches[i].edges for i in some)])
+        edges = np.stack([_edges_of(anatomy, patches[i]) for i in some])
         return EdgePass(self.contrast, nodes, edges).run()
 
 
@@ -107,7 +107,7 @@ def shares(
     read: dict[tuple[int, bool], Bool[np.ndarray, "row pos"]] = {}
     for i in sorted(range(len(patches)), key=stages.__getitem__):
         patch, last = patches[i], stages[i] >= 2 * anatomy.n_layers - 1
-        if patch.edges is not None:
+        if patch.edges is not None or (patch.edge is not None and anatomy.split):
             edges.members.append(i)
             continue
         if patch.edge is not None:
@@ -131,6 +131,16 @@ def shares(
     edges.members.sort()
     parts = [part for part in (edges, single, whole, *along.values()) if part.members]
     return parts + _by_start(contrast, starts, where, stages), idle
+
+
+def _edges_of(anatomy: Anatomy, patch: Patch) -> Bool[np.ndarray, "writer reader"]:
+    """The edges that a patch replaces."""
+    if patch.edges is not None:
+        return patch.edges
+    found = np.zeros_like(anatomy.edge_mask)
+    if patch.edge is not None:
+        found[patch.edge] = True
+    return found
 
 
 def _read(
