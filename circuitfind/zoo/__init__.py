@@ -21,6 +21,9 @@ ZOO: dict[str, str] = {
     "planted/second-order": "written weights: a head, its backup, and a backup for both",
     "planted/inner-backup": "written weights: a head that feeds another one, and a backup that feeds it instead",
     "planted/ioi-redundant": "written weights: name movers, their backups and negative heads, under LayerNorm",
+    "planted/neuron-lookup": "written weights: three facts in two neurons and a group of neurons, with known features",
+    "planted/gated-lookup": "written weights: the same in a gated MLP",
+    "planted/saturated-lookup": "written weights: the same with a group of which any one neuron can go unnoticed",
     "mini-redundant": "mini trained with attention layers left out at random, so that heads may stand in for others",
 }
 

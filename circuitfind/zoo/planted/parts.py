@@ -91,6 +91,8 @@ class Shape:
     act_fn: str = "relu"
     # None: a piece of the stream keeps its meaning whatever the other pieces hold.
     normalization: str | None = None
+    # An MLP of TransformerLens that is gated has no biases.
+    gated: bool = False
 
     def config(self) -> dict[str, Any]:
         """As TransformerLens writes it."""
@@ -112,7 +114,7 @@ class Shape:
             "attn_scale": math.sqrt(self.d_head),
             "use_attn_scale": True,
             "eps": 1e-5,
-            "gated_mlp": False,
+            "gated_mlp": self.gated,
         }
 
 
@@ -137,9 +139,12 @@ class Weights:
             sizes[f"blocks.{layer}.attn.b_O"] = (d_model,)
             if not shape.attn_only:
                 sizes[f"blocks.{layer}.mlp.W_in"] = (d_model, shape.d_mlp)
-                sizes[f"blocks.{layer}.mlp.b_in"] = (shape.d_mlp,)
                 sizes[f"blocks.{layer}.mlp.W_out"] = (shape.d_mlp, d_model)
-                sizes[f"blocks.{layer}.mlp.b_out"] = (d_model,)
+                if shape.gated:
+                    sizes[f"blocks.{layer}.mlp.W_gate"] = (d_model, shape.d_mlp)
+                else:
+                    sizes[f"blocks.{layer}.mlp.b_in"] = (shape.d_mlp,)
+                    sizes[f"blocks.{layer}.mlp.b_out"] = (d_model,)
         self._state = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
         # A normalised stream is longer than the embedding that random weights are scaled for.
         self._shrink = 1.0
@@ -151,7 +156,8 @@ class Weights:
             ]
             for name in [*norms, "ln_final"]:
                 self._state[f"{name}.w"] = torch.ones(d_model, dtype=torch.float64)
-                self._state[f"{name}.b"] = torch.zeros(d_model, dtype=torch.float64)
+                if shape.normalization == "LN":
+                    self._state[f"{name}.b"] = torch.zeros(d_model, dtype=torch.float64)
 
     def _noise(self, shape: Sequence[int], scale: float) -> Tensor:
         return scale * gaussian(shape, self._generator)
@@ -223,10 +229,15 @@ class Weights:
     def noise_mlp(self, layer: int) -> None:
         """Small random weights in every neuron that is not written."""
         name = f"blocks.{layer}.mlp."
-        self._state[f"{name}W_in"] = self._noise((self.shape.d_model, self.shape.d_mlp), self._shrink * 0.1)
-        self._state[f"{name}b_in"] = self._noise((self.shape.d_mlp,), 0.1)
-        self._state[f"{name}W_out"] = self._noise((self.shape.d_mlp, self.shape.d_model), NOISE_VALUE / 4)
-        self._state[f"{name}b_out"] = self._noise((self.shape.d_model,), NOISE_VALUE / 10)
+        d_model, d_mlp = self.shape.d_model, self.shape.d_mlp
+        self._state[f"{name}W_in"] = self._noise((d_model, d_mlp), self._shrink * 0.1)
+        if self.shape.gated:
+            self._state[f"{name}W_gate"] = self._noise((d_model, d_mlp), self._shrink * 0.8)
+        else:
+            self._state[f"{name}b_in"] = self._noise((d_mlp,), 0.1)
+        self._state[f"{name}W_out"] = self._noise((d_mlp, d_model), NOISE_VALUE / 4)
+        if not self.shape.gated:
+            self._state[f"{name}b_out"] = self._noise((d_model,), NOISE_VALUE / 10)
 
     def neurons(self, layer: int, read: Tensor, bias: Tensor, write: Tensor, constant: Tensor) -> None:
         """Write neurons at random places of a layer's MLP.
@@ -239,6 +250,30 @@ class Weights:
         self._state[f"{name}b_in"][places] = bias
         self._state[f"{name}W_out"][places] = write
         self._state[f"{name}b_out"] += constant
+
+    def neuron(
+        self,
+        layer: int,
+        place: int,
+        read: Tensor,
+        write: Tensor,
+        *,
+        bias: float = 0.0,
+        gate: Tensor | None = None,
+    ) -> None:
+        """Write one neuron. read, write, gate [d_model]; ``gate`` and no ``bias`` where the MLP is gated."""
+        name = f"blocks.{layer}.mlp."
+        self._state[f"{name}W_in"][:, place] = read
+        self._state[f"{name}W_out"][place] = write
+        if gate is None:
+            self._state[f"{name}b_in"][place] = bias
+        else:
+            self._state[f"{name}W_gate"][:, place] = gate
+
+    def b_out(self, layer: int) -> Tensor:
+        """What an MLP adds whatever it reads [d_model], in single precision."""
+        found = self._state.get(f"blocks.{layer}.mlp.b_out")
+        return torch.zeros(self.shape.d_model) if found is None else found.float()
 
     def finish(self) -> dict[str, Tensor]:
         """The state dict in single precision."""
