@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -24,15 +25,13 @@ from circuitfind.circuit.evaluate import Evaluator
 from circuitfind.circuit.graph import connected
 from circuitfind.circuit.rule import Rule
 from circuitfind.circuit.scores import Scores
+from circuitfind.circuit.subsets import Subsets
 from circuitfind.config import Direction
 from circuitfind.errors import RunError, UsageError
 from circuitfind.model.anatomy import Anatomy
 from circuitfind.model.node_pass import Patch
 
 Mask = Bool[np.ndarray, "writer reader"]
-
-GRID = 24
-"""Prefix sizes tried at once in the first search."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,22 @@ def prune(
         )
         mask, minimal = connected(anatomy, prefix_mask(anatomy, order, size)), False
     else:
-        size, mask = _smallest_prefix(anatomy, order, evaluator, rule.faithfulness)
+        search = Subsets(
+            anatomy.edge_mask, order, evaluator.faithfulness, rule.faithfulness, partial(connected, anatomy)
+        )
+        size, mask = search.smallest_prefix()
         report(f"{int(mask.sum())} edges reach {rule.faithfulness:g}; dropping what is not needed")
         kept = np.zeros_like(mask)
         if direction == "denoising":
             kept = _sufficient_alone(scores, order, evaluator, rule.faithfulness)
             mask = connected(anatomy, mask | kept)
         budget = rule.evaluations - (evaluator.n_evaluations - before)
-        mask, minimal = _drop(mask, kept, scores, order, evaluator, rule.faithfulness, budget, report)
+        mask, minimal = search.drop(
+            mask,
+            kept,
+            budget=budget,
+            report=lambda left, tried: report(f"{left} edges, {tried} circuits tried"),
+        )
         minimal = minimal and not (mask & kept).any()  # what is kept on purpose was not tried
     if not mask.any():
         raise RunError(
@@ -143,34 +150,6 @@ def _by_threshold(scores: Scores, order: list[tuple[int, int]], rule: Rule) -> i
     return int(sum(abs(scores.values[w, r]) >= (rule.threshold or 0) for w, r in order))
 
 
-def _smallest_prefix(
-    anatomy: Anatomy, order: list[tuple[int, int]], evaluator: Evaluator, target: float
-) -> tuple[int, Mask]:
-    """The smallest prefix that reaches the target: a geometric grid first, then finer grids below the first hit.
-
-    Faithfulness is not monotone in the size, so this is the smallest one seen, not a proof that none is smaller.
-    """
-
-    def circuits(sizes: list[int]) -> list[Mask]:
-        return [connected(anatomy, prefix_mask(anatomy, order, size)) for size in sizes]
-
-    low, high = 0, len(order)
-    best = anatomy.edge_mask.copy()
-    sizes = sorted({round(s) for s in np.geomspace(1, high, GRID)})
-    while sizes:
-        masks = circuits(sizes)
-        found = evaluator.faithfulness(masks)
-        hit = next((i for i, f in enumerate(found) if f >= target), None)
-        if hit is None:
-            low = sizes[-1]
-        else:
-            high, best = sizes[hit], masks[hit]
-            low = sizes[hit - 1] if hit else low
-        inside = np.linspace(low, high, 10)[1:-1]
-        sizes = sorted({round(s) for s in inside if low < round(s) < high})
-    return high, best
-
-
 def _sufficient_alone(
     scores: Scores, order: list[tuple[int, int]], evaluator: Evaluator, target: float, most: int = 256
 ) -> Mask:
@@ -188,72 +167,6 @@ def _sufficient_alone(
     for (w, r), effect in zip(chosen, effects, strict=True):
         kept[w, r] = effect > (1 - target) * gap
     return kept
-
-
-def _drop(
-    mask: Mask,
-    kept: Mask,
-    scores: Scores,
-    order: list[tuple[int, int]],
-    evaluator: Evaluator,
-    target: float,
-    budget: int,
-    report: Callable[[str], None],
-) -> tuple[Mask, bool]:
-    """Drop edges while the target holds; each round tries every edge alone, then the most harmless together.
-
-    Returns the circuit and whether the last round tried every edge of it in vain.
-    """
-    anatomy = scores.anatomy
-    spent = 0
-    while True:
-        candidates = [e for e in reversed(order) if mask[e] and not kept[e]]
-        affordable = candidates[: max(0, budget - spent)]
-        if not candidates:
-            return mask, True
-        if not affordable:
-            return mask, False
-        trials = [_without(anatomy, mask, [edge]) for edge in affordable]
-        found = evaluator.faithfulness(trials)
-        spent += len(trials)
-        # Most harmless first; a stable sort keeps the weakest-scored first among equals.
-        ranked = [affordable[int(i)] for i in np.argsort(-found, kind="stable") if found[i] >= target]
-        if not ranked:
-            return mask, len(affordable) == len(candidates)
-        mask, used = _drop_most(anatomy, mask, ranked, evaluator, target)
-        spent += used
-        report(f"{int(mask.sum())} edges, {spent} circuits tried")
-
-
-def _drop_most(
-    anatomy: Anatomy, mask: Mask, ranked: list[tuple[int, int]], evaluator: Evaluator, target: float
-) -> tuple[Mask, int]:
-    """Drop as long a prefix of ``ranked`` as still reaches the target; the first edge alone is known to.
-
-    The prefix lengths are tried on grids that narrow, as they are in the search for the smallest prefix.
-    """
-    low, high = 1, len(ranked) + 1
-    best = _without(anatomy, mask, ranked[:1])
-    spent = 0
-    sizes = sorted({round(s) for s in np.geomspace(1, len(ranked), 12)} - {1})
-    while sizes:
-        trials = [_without(anatomy, mask, ranked[:size]) for size in sizes]
-        found = evaluator.faithfulness(trials)
-        spent += len(trials)
-        for size, trial, value in zip(sizes, trials, found, strict=True):
-            if value < target:
-                high = size
-                break
-            low, best = size, trial
-        sizes = sorted({round(s) for s in np.linspace(low, high, 8)[1:-1] if low < round(s) < high})
-    return best, spent
-
-
-def _without(anatomy: Anatomy, mask: Mask, edges: list[tuple[int, int]]) -> Mask:
-    rest = mask.copy()
-    for edge in edges:
-        rest[edge] = False
-    return connected(anatomy, rest)
 
 
 def overlap(found: Float[np.ndarray, "writer reader"] | Mask, truth: Mask) -> tuple[float, float]:

@@ -38,9 +38,10 @@ class Contrast:
     def length(self) -> int:
         return int(self.base.input.shape[1])
 
-    @property
-    def n_bytes(self) -> int:
-        """What it holds at the most: the runs, and the tables of differences once they are made."""
+    def n_bytes(self, *, edges: bool = True) -> int:
+        """What it holds at the most: the runs, and the tables of differences once they are made for edges."""
+        if not edges:
+            return self.base.n_bytes + self.cut.n_bytes
         anatomy, size = self.model.anatomy, self.base.input.element_size()
         streams = len(anatomy.writers) + 2 * anatomy.n_layers + 1
         tables = self.n_rows * self.length * self.model.d_model * streams * size

@@ -93,33 +93,39 @@ class MemoryPlan:
             max(1, self.prompt_tokens // 2),
             max(1, batch if rows else batch // 2),
             max(1, wide // 2),
-            max(1, edges // 2),
+            max(min(1, edges), edges // 2),
             self.cache_bytes // 2,
         )
 
 
-def token_bytes(model: Model) -> dict[str, int]:
-    """Bytes for each token: of a finished run, of what its backward pass needs, of a pass over nodes or edges."""
+def token_bytes(model: Model, *, edges: bool = True) -> dict[str, int]:
+    """Bytes for each token: of a finished run, of what its backward pass needs, of a pass over nodes or edges.
+
+    Without ``edges`` no table of what each writer adds is made.
+    """
     size, d, layers = model.dtype.itemsize, model.d_model, len(model.layers)
     layer, anatomy = model.layers[0], model.anatomy
     heads, qkv = layer.n_heads * layer.d_head, int(layer.w_qkv.shape[1])
     gated = 2 if layer.mlp is not None and layer.mlp.w_gate is not None else 1
     readers = layer.n_heads + 2 * layer.n_kv_heads + int(model.has_mlp)
-    run = layers * (2 * d + qkv + heads + d * int(model.has_mlp)) * size
+    split = [one.parts for one in model.layers if one.parts is not None]
+    held = max((parts.n_held for parts in split), default=0)
+    units = sum(len(parts.units) + d for parts in split)
+    run = (layers * (2 * d + qkv + heads + d * int(model.has_mlp)) + units) * size
     return {
         "run": run,
-        "kept": layers * (gated * model.d_mlp + qkv) * size,
-        "node": (6 * d + 2 * qkv + heads + (2 + gated) * model.d_mlp) * size,
+        "kept": (layers * (gated * model.d_mlp + qkv) + len(split) * held) * size,
+        "node": (6 * d + 2 * qkv + heads + (2 + gated) * model.d_mlp + 4 * held) * size,
         "edge": ((len(anatomy.writers) + 3 * readers) * d + (2 + gated) * model.d_mlp) * size,
-        "gap": len(anatomy.writers) * d * size,
+        "gap": len(anatomy.writers) * d * size if edges else 0,
     }
 
 
-def make_plan(model: Model, budget: int | None) -> MemoryPlan:
-    """Share a budget out; without one, most of what is free now."""
+def make_plan(model: Model, budget: int | None, *, edges: bool = True) -> MemoryPlan:
+    """Share a budget out; without one, most of what is free now. ``edges`` says whether any will be looked at."""
     if budget is None:
         budget = int(SPARE * free_bytes(model.device))
-    cost = token_bytes(model)
+    cost = token_bytes(model, edges=edges)
     cuda = model.device.type == "cuda"
     most, largest = (GPU_TOKENS, GPU_BATCH) if cuda else (CPU_TOKENS, CPU_BATCH)
     # Half for the batch (both runs, the table of differences, its scores), a quarter for the rows of a pass.
@@ -129,7 +135,7 @@ def make_plan(model: Model, budget: int | None) -> MemoryPlan:
         prompt_tokens=max(1, batch),
         batch_tokens=max(1, min(largest, batch)),
         pass_tokens=max(1, min(most, int(0.25 * budget) // cost["node"])),
-        edge_tokens=max(1, min(most, int(0.25 * budget) // cost["edge"])),
+        edge_tokens=max(1, min(most, int(0.25 * budget) // cost["edge"])) if edges else 0,
         cache_bytes=int(0.25 * budget),
     )
 

@@ -289,9 +289,10 @@ class Runs:
         exact = is_run and not any(block.parts and block.parts.level is not None for block in trace.blocks)
         found = Contrast(self.model, trace, self.ablated(number, ablation), exact)
         self._contrasts[key] = found
-        total = sum(contrast.n_bytes for contrast in self._contrasts.values())
+        edges = self.plan.edge_tokens > 0
+        total = sum(contrast.n_bytes(edges=edges) for contrast in self._contrasts.values())
         while total > self.plan.cache_bytes // 2 and len(self._contrasts) > 1:
-            total -= self._contrasts.popitem(last=False)[1].n_bytes
+            total -= self._contrasts.popitem(last=False)[1].n_bytes(edges=edges)
         return found
 
     def lightened(self, contrast: Contrast) -> Contrast:
