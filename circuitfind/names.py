@@ -8,7 +8,8 @@ Writers and readers of the residual stream are named as in EAP-IG and the MIB be
     m5              MLP of layer 5                         writes and reads
     m5.n1203        neuron 1203 of that MLP                writes and reads
     t5.f8812        feature of a transcoder of layer 5     writes and reads
-    s5.f91          feature of an SAE on the stream behind layer 5 (sa5: on what its heads write, sm5: its MLP)
+    s5.f91          feature of an SAE on the stream behind layer 5 (sa5: on what its heads write, sm5: its MLP;
+                    sh5: on the stream between the two; si0: on the stream into layer 0)
     t5.err          what the dictionary misses             writes (and reads, where it is computed anew)
     m5.rest         what stands for no node of its own     writes and reads
     logits          final normalisation and unembedding    reads
@@ -46,9 +47,10 @@ class Kind(IntEnum):
 
 UNITS = (Kind.NEURON, Kind.FEATURE)
 """What an MLP, or the dictionary that stands for it, is made of."""
-FAMILIES = ("m", "t", "s", "sa", "sm")
-"""What units are of: an MLP, a transcoder, an SAE on the stream behind a layer, on what its heads write, on what its MLP does."""
-_STEP = {"": 0, "sa": 1, "m": 2, "t": 2, "sm": 2, "s": 3}
+FAMILIES = ("m", "t", "s", "sa", "sm", "sh", "si")
+"""What units are of: an MLP, a transcoder, an SAE on the stream behind a layer, on what its heads write, on what its MLP does,
+on the stream behind its heads, on the stream into it."""
+_STEP = {"si": 0, "": 1, "sa": 2, "sh": 3, "m": 4, "t": 4, "sm": 4, "s": 5}
 
 SLOTS = ("q", "k", "v")
 READS = {Kind.HEAD: SLOTS, Kind.KV: SLOTS[1:]}
@@ -111,8 +113,8 @@ class Node:
             return -1
         if self.kind is Kind.LOGITS:
             return 1 << 30
-        step = 2 if self.kind is Kind.MLP else _STEP[self.family]
-        return 4 * self.layer + step
+        step = _STEP["m"] if self.kind is Kind.MLP else _STEP[self.family]
+        return 6 * self.layer + step
 
     @property
     def order(self) -> Order:
@@ -157,7 +159,7 @@ LOGITS = Node(Kind.LOGITS)
 _HEAD = re.compile(r"^(?:a(\d+)\.h(\d+)|(\d+)\.(\d+)|L(\d+)H(\d+))$", re.IGNORECASE)
 _KV = re.compile(r"^a(\d+)\.kv(\d+)$", re.IGNORECASE)
 _MLP = re.compile(r"^(?:m|mlp)(\d+)$", re.IGNORECASE)
-_PART = re.compile(r"^(m|t|s|sa|sm)(\d+)\.(?:([nf])(\d+(?:\+\d+)*)|(err)|(rest))$", re.IGNORECASE)
+_PART = re.compile(r"^(m|t|s|sa|sm|sh|si)(\d+)\.(?:([nf])(\d+(?:\+\d+)*)|(err)|(rest))$", re.IGNORECASE)
 _READER = re.compile(r"^(?P<node>[^<>@]+)(?:<(?P<slot>[qkv])>)?(?:@(?P<position>[\w+\-]+))?$")
 
 

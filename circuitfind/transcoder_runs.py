@@ -121,7 +121,7 @@ def train_transcoders(
     source.check(name)
     _check_target(out, force)
     model, texts = _model_and_texts(name, source, device)
-    check_layers(model, layers)  # before anything is written
+    check_layers(model, layers, settings.site)  # before anything is written
     work = out.with_name(f".{out.name}.partial")
     if force:
         shutil.rmtree(work, ignore_errors=True)

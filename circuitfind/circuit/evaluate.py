@@ -77,18 +77,34 @@ class Evaluator:
 
     def evaluate(self, mask: Bool[np.ndarray, "writer reader"], *, seed: int = 0) -> Evaluation:
         """One circuit with its interval."""
+        _ = self.gap
         values = self.values([mask])[0]
-        low, high = bootstrap_ratio(values - self.empty, self.full - self.empty, seed=seed)
-        circuit, empty = float(values.mean()), float(self.empty.mean())
-        return Evaluation(
-            ablation=self.ablation,
-            metric=self.runs.metric.name,
-            faithfulness=Interval((circuit - empty) / self.gap, low, high),
-            circuit=circuit,
-            full=float(self.full.mean()),
-            empty=empty,
-            n_prompts=len(self.runs),
-        )
+        return measured(values, self.full, self.empty, self.ablation, self.runs.metric.name, seed=seed)
+
+
+def measured(
+    values: Float[np.ndarray, " prompt"],
+    full: Float[np.ndarray, " prompt"],
+    empty: Float[np.ndarray, " prompt"],
+    ablation: str,
+    metric: str,
+    *,
+    seed: int = 0,
+) -> Evaluation:
+    """What was measured of a circuit, with its interval.
+
+    Args:
+        values: The metric of each prompt in the circuit.
+        full: In the untouched model.
+        empty: With everything ablated.
+        ablation: What ablated parts carry.
+        metric: Its name.
+        seed: Of the bootstrap.
+    """
+    low, high = bootstrap_ratio(values - empty, full - empty, seed=seed)
+    circuit, none, every = (float(x.mean()) for x in (values, empty, full))
+    share = Interval((circuit - none) / (every - none), low, high)
+    return Evaluation(ablation, metric, share, circuit, every, none, len(values))
 
 
 def evaluate_twice(

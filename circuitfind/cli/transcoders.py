@@ -63,6 +63,11 @@ def source_options(command: F) -> F:
 @transcoders.command()
 @click.argument("model", shell_complete=complete_models)
 @click.option("--layers", metavar="LIST", default="all", show_default=True, help="Such as 0,1,5, or all.")
+@click.option(
+    "--site",
+    metavar="NAME",
+    help="Train SAEs of it instead: resid_post, attn_out or mlp_out.",
+)
 @click.option("--width", type=int, metavar="N", required=True, help="Features of each layer.")
 @click.option(
     "--activation", metavar="NAME", default="topk", show_default=True, help="topk, relu or jumprelu."
@@ -106,7 +111,7 @@ def train(
     device: str,
     **chosen: Any,
 ) -> None:
-    """Train a transcoder for each layer of MODEL."""
+    """Train a transcoder, or with --site an SAE, for each layer of MODEL."""
     from circuitfind.dictionaries.settings import TranscoderSettings
     from circuitfind.transcoder_runs import Source, train_transcoders
 
@@ -147,8 +152,10 @@ def _how_far(told: Told) -> str:
 def _print_trained(screen: Screen, found: Trained) -> None:
     facts = found.result.facts
     settings, count = facts["settings"], len(facts["layers"])
+    site = settings.get("site")
+    what = number(count, "transcoder") if site is None else f"{number(count, 'SAE')} of {site}"
     screen.out.print(
-        f"{number(count, 'transcoder')} of {facts['model_name']}: {settings['activation']}, "
+        f"{what} of {facts['model_name']}: {settings['activation']}, "
         f"{settings['width']} features each, {number(settings['steps'], 'step')} of {settings['batch']} tokens",
         markup=False,
     )
@@ -157,11 +164,10 @@ def _print_trained(screen: Screen, found: Trained) -> None:
     for layer, last in facts["last"].items():
         shown.add_row(layer, f"{last['fvu']:.3f}", f"{last['l0']:.1f}", f"{last['dead']:.1%}")
     screen.out.print(shown, markup=False)
-    screen.out.print(
-        f"{found.folder}: measure them with: circuitfind transcoders eval {found.folder} "
-        f"--model {facts['model_name']}",
-        markup=False,
-    )
+    use = f"circuitfind transcoders eval {found.folder} --model {facts['model_name']}"
+    if site is not None:
+        use = f"circuitfind saes TASK --model {facts['model_name']} --dictionaries {found.folder}"
+    screen.out.print(f"{found.folder}: {'measure' if site is None else 'use'} them with: {use}", markup=False)
 
 
 @transcoders.command("eval")

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitfind.dictionaries.dictionary import Site
 from circuitfind.dictionaries.texts import Texts, Tokens
 from circuitfind.errors import UnsupportedError, UsageError
 from circuitfind.model.bridge import Model
@@ -21,6 +22,8 @@ BUFFER_BYTES = 1 << 29
 
 MlpFunction = Callable[[int, Tensor, Tensor], Tensor]
 """What stands for an MLP: (layer, stream that its norm reads, normalised stream) -> what is added to the stream."""
+See = Callable[[int, Site, Tensor], None]
+"""Is shown what stands at ``attn_out``, ``mlp_out`` and ``resid_post`` of each layer."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,9 @@ def batched(
 
 
 @torch.no_grad()
-def run_mlps(model: Model, rows: Rows, mlp: MlpFunction) -> Float[Tensor, "row pos d_model"]:
+def run_mlps(
+    model: Model, rows: Rows, mlp: MlpFunction, see: See = lambda layer, site, x: None
+) -> Float[Tensor, "row pos d_model"]:
     """A whole forward pass in which ``mlp`` stands for every MLP; the stream that the final norm reads."""
     mask = None if model.causal or bool(rows.real.all()) else rows.real
     stop = rows.tokens.shape[1]
@@ -69,12 +74,15 @@ def run_mlps(model: Model, rows: Rows, mlp: MlpFunction) -> Float[Tensor, "row p
     for index, layer in enumerate(model.layers):
         model.passes["work"] += rows.tokens.numel()
         z = attend(layer, x, place, None, last=False)[3]
-        mid = x + layer.heads_out(z)
-        if layer.mlp is None:
-            x = mid
-            continue
-        read = x if model.anatomy.parallel else mid
-        x = mid + mlp(index, read, layer.mlp_norm(read))
+        written = layer.heads_out(z)
+        see(index, "attn_out", written)
+        read, x = x, x + written
+        if layer.mlp is not None:
+            read = read if model.anatomy.parallel else x
+            written = mlp(index, read, layer.mlp_norm(read))
+            see(index, "mlp_out", written)
+            x = x + written
+        see(index, "resid_post", x)
     return x
 
 
@@ -89,14 +97,14 @@ def own_mlp(model: Model) -> MlpFunction:
     return run
 
 
-def check_layers(model: Model, layers: Sequence[int] | None) -> list[int]:
-    """The layers to work on, in order; all of them if None.
+def check_layers(model: Model, layers: Sequence[int] | None, site: str | None = None) -> list[int]:
+    """The layers to work on, in order; all of them if None. SAEs of a ``site`` may need no MLPs.
 
     Raises:
         UnsupportedError: The model has no MLPs.
         UsageError: It has no such layer.
     """
-    if not model.has_mlp:
+    if not model.has_mlp and site in (None, "mlp_out"):
         raise UnsupportedError(
             f"{model.name} has no MLPs, so there is nothing that a transcoder could stand for",
             hint="give a model with MLPs",
@@ -116,14 +124,16 @@ def check_layers(model: Model, layers: Sequence[int] | None) -> list[int]:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the MLP of one layer read (behind the norm and its weight) and wrote, token by token."""
+    """What the MLP of one layer read (behind the norm and its weight) and wrote, token by token; for an SAE, twice the same."""
 
     x: Float[Tensor, "token d_model"]
     y: Float[Tensor, "token d_model"]
 
 
-def collect(model: Model, sequences: Sequence[Tokens], layers: Sequence[int]) -> dict[int, Sample]:
-    """Inputs and outputs of some MLPs at every token of some sequences.
+def collect(
+    model: Model, sequences: Sequence[Tokens], layers: Sequence[int], site: str | None = None
+) -> dict[int, Sample]:
+    """Inputs and outputs of some MLPs, or what stands at a site of some layers, at every token of some sequences.
 
     Raises:
         UsageError: A sequence is longer than the model's context.
@@ -140,13 +150,22 @@ def collect(model: Model, sequences: Sequence[Tokens], layers: Sequence[int]) ->
 
         def watch(index: int, read: Tensor, normed: Tensor, real: Tensor = rows.real) -> Tensor:
             out = plain(index, read, normed)
-            if index in seen:
+            if index in seen and site is None:
                 seen[index][0].append(normed[real].float())
                 seen[index][1].append(out[real].float())
             return out
 
-        run_mlps(model, rows, watch)
-    return {layer: Sample(torch.cat(xs), torch.cat(ys)) for layer, (xs, ys) in seen.items()}
+        def see(index: int, where: Site, x: Tensor, real: Tensor = rows.real) -> None:
+            if index in seen and where == site:
+                seen[index][0].append(x[real].float())
+
+        run_mlps(model, rows, watch, see)
+    return {layer: _sample(xs, ys) for layer, (xs, ys) in seen.items()}
+
+
+def _sample(xs: list[Tensor], ys: list[Tensor]) -> Sample:
+    x = torch.cat(xs)
+    return Sample(x, torch.cat(ys) if ys else x)
 
 
 class Buffer:
@@ -159,6 +178,7 @@ class Buffer:
         batch: Tokens of each batch.
         tokens: Tokens of a portion; fewer where they would take more than ``BUFFER_BYTES``.
         seed: Of the order.
+        site: What an SAE is of; None for what MLPs read and write.
         at: (portion, batch) to go on from.
     """
 
@@ -171,9 +191,10 @@ class Buffer:
         batch: int,
         tokens: int,
         seed: int,
+        site: str | None = None,
         at: tuple[int, int] = (0, 0),
     ) -> None:
-        self._model, self._texts, self._layers = model, texts, layers
+        self._model, self._texts, self._layers, self._site = model, texts, layers, site
         self._batch, self._seed = batch, seed
         self._tokens = max(batch, min(tokens, BUFFER_BYTES // (8 * model.d_model * len(layers))))
         self._number, self._next = at
@@ -191,7 +212,7 @@ class Buffer:
             UsageError: It holds less than one batch.
         """
         sequences = self._texts.portion(number, self._tokens, self._seed)
-        found = collect(self._model, sequences, self._layers)
+        found = collect(self._model, sequences, self._layers, self._site)
         count = len(next(iter(found.values())).x)
         if count < self._batch:
             raise UsageError(

@@ -14,11 +14,12 @@ Penalty = Literal["l1", "tanh"]
 
 DEFAULT_K = 16
 DEFAULT_L0 = 16.0
+SAE_SITES = ("resid_post", "attn_out", "mlp_out")
 
 
 @dataclass(frozen=True)
 class TranscoderSettings:
-    """Sizes, sparsity and schedule; inputs and outputs are scaled to unit variance first, so that all of it is free of scale.
+    """Site, sizes, sparsity, schedule; inputs and outputs are scaled to unit variance first, so that all of it is free of scale.
 
     Attributes:
         width: Features of each layer.
@@ -28,7 +29,8 @@ class TranscoderSettings:
             16 if neither this nor ``l1`` is given.
         l1: A fixed weight of the penalty. Of ReLU alone, in place of ``l0``.
         penalty: What ReLU pays for: ``l1``, activations times decoder norms, or ``tanh`` of those, which lets large ones be.
-        skip: A linear map from input to output beside the features.
+        skip: A linear map from input to output beside the features; not of SAEs.
+        site: Train an SAE of this in place of a transcoder: ``resid_post``, ``attn_out`` or ``mlp_out``.
         steps, batch: Updates, and tokens in each.
         lr: Adam's highest rate; falls with the root of the width if None, as in Gao et al. 2024.
         warmup, decay: Shares of the steps in which the rate comes up from zero and goes down to it.
@@ -58,6 +60,7 @@ class TranscoderSettings:
     dead_after: int = 50_000
     resample: int = 3
     buffer: int = 1 << 15
+    site: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("width", "steps", "batch", "dead_after", "buffer"):
@@ -66,6 +69,12 @@ class TranscoderSettings:
         _at_least("resample", self.resample, 0)
         _one_of("activation", self.activation, get_args(Activation))
         _one_of("penalty", self.penalty, get_args(Penalty))
+        if self.site is not None:
+            _one_of("site", self.site, SAE_SITES)
+            if self.skip:
+                raise UsageError(
+                    "an SAE with a skip connection would copy what it reads", hint="leave out --skip"
+                )
         for name in ("warmup", "decay"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -128,8 +137,8 @@ class TranscoderSettings:
         return (step + 1) % every == 0 and (step + 1) // every <= self.resample
 
     def as_dict(self) -> dict[str, Any]:
-        """For checkpoints and files."""
-        return asdict(self)
+        """For checkpoints and files; a transcoder has no site, as before there were SAEs."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("site", None)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TranscoderSettings:

@@ -79,7 +79,7 @@ def train(
         UsageError: A layer or the text does not fit, or the checkpoint is of another training.
         RunError: Losses became infinite.
     """
-    chosen = check_layers(model, layers)
+    chosen = check_layers(model, layers, settings.site)
     key = training_key(model, texts, settings, chosen)
     state = None if checkpoint is None else _read(checkpoint, key, model)
     work = _Training(model, texts, settings, chosen, state)
@@ -130,6 +130,7 @@ class _Training:
             batch=settings.batch,
             tokens=settings.buffer,
             seed=settings.seed,
+            site=settings.site,
             at=(int(at[0]), int(at[1])),
         )
         first = self.buffer.portion(0)

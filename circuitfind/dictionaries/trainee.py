@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitfind.dictionaries.activations import Sample
-from circuitfind.dictionaries.dictionary import Activation, Dictionary, top
+from circuitfind.dictionaries.dictionary import Activation, Dictionary, Site, top
 from circuitfind.dictionaries.losses import JumpReLU, Steering, Step, paid, revived
 from circuitfind.dictionaries.settings import TranscoderSettings
 
@@ -222,10 +222,10 @@ class Trainee:
             b_dec = b_dec - x_mean @ w_skip
         threshold = p["log_threshold"].exp().float() if "log_threshold" in p else None
         return Dictionary(
-            kind="transcoder",
+            kind="transcoder" if self.settings.site is None else "sae",
             layer=self.layer,
-            site_in="mlp_normed",
-            site_out="mlp_out",
+            site_in=cast(Site, self.settings.site or "mlp_normed"),
+            site_out=cast(Site, self.settings.site or "mlp_out"),
             activation=cast(Activation, self.settings.activation),
             w_enc=w_enc.float(),
             b_enc=(p["b_enc"] - x_mean @ w_enc).float(),

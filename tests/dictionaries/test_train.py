@@ -284,6 +284,47 @@ def test_collected_activations_are_those_of_the_bridge(family: str) -> None:
         assert torch.allclose(torch.cat((sample.x, sample.y), 1), torch.cat(seen), atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "neox", "gemma2", "attn-only"])
+@pytest.mark.parametrize("site", ["resid_post", "attn_out", "mlp_out"])
+def test_collected_sites_are_those_of_the_bridge(family: str, site: str) -> None:
+    model = families.model(family)
+    if site == "mlp_out" and not model.has_mlp:
+        return
+    sequences = random_texts(model, count=7).items
+    found = collect(model, sequences, range(len(model.layers)), site)
+    order = [i for rows in batched(sequences, "cpu") for i in rows.index]
+    for layer, sample in found.items():
+        behind = [*(above.sites["resid"] for above in model.layers[1:]), model.final_site]
+        place = behind[layer] if site == "resid_post" else model.layers[layer].sites[site]
+        seen: list[torch.Tensor] = []
+        for i in order:
+            with torch.no_grad(), model.hooked([(place, seen.append)]):
+                model.bridge_logits(torch.tensor([sequences[i]]), torch.tensor([0]))
+        assert torch.allclose(sample.x, torch.cat([x[0] for x in seen]), atol=1e-4)
+        assert sample.y is sample.x
+
+
+def test_saes_are_trained_of_a_site() -> None:
+    """On what stands there they leave less and less unexplained, and say where they belong."""
+    model = families.model("gpt2")
+    texts = random_texts(model)
+    settings = TranscoderSettings(width=32, k=8, steps=200, batch=64, site="resid_post")
+    found = train(model, texts, settings, [1])
+    (sae,) = found.dictionaries.values()
+    assert (sae.kind, sae.layer, sae.site_in, sae.site_out) == ("sae", 1, "resid_post", "resid_post")
+    x = collect(model, texts.items, [1], "resid_post")[1].x
+    left = (x - sae(x)).square().sum() / (x - x.mean(0)).square().sum()
+    assert left < 0.3
+    assert found.facts["settings"]["site"] == "resid_post"
+    assert "site" not in TranscoderSettings(width=8, k=2).as_dict(), "old checkpoints keep their key"
+
+
+@pytest.mark.parametrize("changes", [{"site": "mid"}, {"site": "resid_post", "skip": True}])
+def test_sites_that_no_sae_is_trained_of(changes: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        TranscoderSettings(width=8, k=2, **changes)  # type: ignore[arg-type]
+
+
 def test_batches_hold_every_sequence_once_and_keep_their_size() -> None:
     sequences = [[1] * n for n in (5, 1, 9, 0, 3, 3)]
     rows = list(batched(sequences, "cpu", tokens=10))
