@@ -84,14 +84,14 @@ def search_run(
             where=str(run.path),
             hint="finish it with the command that began it, or search the task: `circuitfind backups TASK`",
         )
-    settings = _settings(run)
+    settings = settings_of(run)
     key = backups_key(done[needed[-1]].key, settings, options)
     if not force and "backups" in done and done["backups"].key == key:
         return searched(run, done["backups"])
     circuit = None if bare else _pruned(run, done)
     if circuit is not None:
         named(circuit.anatomy, options)  # before a model is loaded
-    session = _session(run, settings, device, memory, reporter or Silent())
+    session = session_of(run, settings, device, memory, reporter or Silent())
     session.kept = list(done["prompts"].facts["kept"])
     stages = Stages(session, store, run, force=force)
     stage = stages.backups(
@@ -117,7 +117,12 @@ def _pruned(run: Run, done: Mapping[str, Stage]) -> Circuit:
     return Circuit.load(files["pruned.json"])
 
 
-def _settings(run: Run) -> Settings:
+def settings_of(run: Run) -> Settings:
+    """The settings that a run was made with.
+
+    Raises:
+        RunError: They are of another version.
+    """
     data: dict[str, Any] = run.manifest["config"]["settings"]
     try:
         return Settings(**{**data, "rule": Rule(**data["rule"])})
@@ -129,8 +134,13 @@ def _settings(run: Run) -> Settings:
         ) from error
 
 
-def _session(run: Run, settings: Settings, device: str, memory: int | None, reporter: Reporter) -> Session:
-    """A session of what a run was made from, which must still be what it was."""
+def session_of(run: Run, settings: Settings, device: str, memory: int | None, reporter: Reporter) -> Session:
+    """A session of what a run was made from.
+
+    Raises:
+        UsageError: The task or the model is not what it was.
+        RunError: The task cannot be read any more.
+    """
     config = run.manifest["config"]
     spec = _task(run)
     session = Session(spec, settings, device, reporter, memory=memory)

@@ -16,7 +16,9 @@ from circuitfind.circuit.graph import Circuit
 from circuitfind.names import SLOTS, Edge, Kind, Node
 from circuitfind.output.dot_backups import Aside, asides, backup_lines, drawn_nodes
 from circuitfind.output.dot_caption import bottom_table
+from circuitfind.output.dot_fewer import fewer_edges
 from circuitfind.output.dot_style import (
+    BORDER,
     FILL,
     FONT,
     INK,
@@ -29,10 +31,23 @@ from circuitfind.output.dot_style import (
     signed,
     wrapped,
 )
+from circuitfind.output.dot_units import (
+    HEADS,
+    PARTS,
+    hint_of,
+    in_rows,
+    label_of,
+    label_rows,
+    members,
+    shown_name,
+    stacked,
+    step,
+)
+from circuitfind.output.words import Words
 
 _LABEL_ID = "layer:"
 
-_Rank = tuple[int, int]
+_Rank = tuple[int, int, int]
 _Ranks = dict[_Rank, list[Node]]
 
 
@@ -44,6 +59,7 @@ def to_dot(
     layer_labels: bool = True,
     caption: bool = True,
     legend: bool = True,
+    words: Words | None = None,
 ) -> str:
     """DOT text of a circuit.
 
@@ -56,15 +72,19 @@ def to_dot(
         caption: Write below what the circuit holds under: task, metric, ablation, counterfactual, method,
             faithfulness.
         legend: Write below what shapes, colours and widths mean.
+        words: Labels and hints of nodes.
     """
+    words, whole, circuit = words or Words(), circuit, fewer_edges(circuit)
     order = _position_order(circuit, positions)
     ranks = _ranks(circuit)
     scale = Scale([circuit.edge_scores.get(str(edge), math.nan) for edge in circuit.edges], ranks=len(ranks))
     links = list(_inner_links(circuit))
-    bottom = bottom_table(circuit, scale, title=title, caption=caption, legend=legend, links=bool(links))
+    bottom = bottom_table(
+        whole, scale, title=title, caption=caption, legend=legend, links=bool(links), drawn=len(circuit.edges)
+    )
     lines = ["digraph circuit {", *_head(circuit, bottom, scale)]
     lines += _layer_lines(ranks, layer_labels, scale)
-    lines += _node_lines(circuit, scale)
+    lines += _node_lines(circuit, scale, words)
     lines += _rank_lines(ranks, order)
     lines += _rule_lines(ranks, order, scale)
     lines += [_edge_line(edge, circuit, scale) for edge in _weak_first(circuit)]
@@ -89,9 +109,9 @@ def _head(circuit: Circuit, bottom: str, scale: Scale) -> Iterator[str]:
 # Ranks: the layers, bottom to top.
 
 
-def _rank_of(node: Node, circuit: Circuit, keys: frozenset[Node]) -> _Rank:
-    """(layer, step): keys and values come below the heads that they serve, the MLP above unless it runs
-    beside them.
+def _rank_of(node: Node, circuit: Circuit, keys: frozenset[Node]) -> tuple[int, int]:
+    """(layer, step): keys and values come below the heads that they serve, the MLP and its parts above unless
+    they run beside them.
     """
     if node.kind is Kind.INPUT:
         return (-1, 0)
@@ -99,15 +119,19 @@ def _rank_of(node: Node, circuit: Circuit, keys: frozenset[Node]) -> _Rank:
         return (circuit.anatomy.n_layers, 0)
     if node.kind is Kind.KV or node in keys:
         return (node.layer, 0)
-    return (node.layer, 2 if node.kind is Kind.MLP and not circuit.anatomy.parallel else 1)
+    return (node.layer, HEADS if node.kind is Kind.HEAD else step(node, parallel=circuit.anatomy.parallel))
 
 
 def _ranks(circuit: Circuit) -> _Ranks:
     keys = _only_keys(circuit)
-    found: _Ranks = {}
+    found: dict[tuple[int, int], list[Node]] = {}
     for node in drawn_nodes(circuit):
         found.setdefault(_rank_of(node, circuit, keys), []).append(node)
-    return dict(sorted(found.items()))
+    return {
+        (*rank, row): nodes
+        for rank, all_nodes in sorted(found.items())
+        for row, nodes in enumerate(in_rows(all_nodes))
+    }
 
 
 def _only_keys(circuit: Circuit) -> frozenset[Node]:
@@ -121,16 +145,19 @@ def _only_keys(circuit: Circuit) -> frozenset[Node]:
 
 def _rank_text(rank: _Rank, nodes: Sequence[Node]) -> str:
     kinds = {node.kind for node in nodes}
-    if kinds & {Kind.INPUT, Kind.LOGITS}:
+    if kinds & {Kind.INPUT, Kind.LOGITS} or rank[2]:
         return ""
-    if rank[1] == 0:
+    if kinds & {Kind.KV} or (rank[1] == 0 and Kind.HEAD in kinds):
         return f"kv {rank[0]}"
-    words = [word for kind, word in ((Kind.HEAD, "attn"), (Kind.MLP, "MLP")) if kind in kinds]
+    families = {node.family for node in nodes if node.kind in PARTS}
+    words = ["attn"] if Kind.HEAD in kinds else []
+    words += ["MLP"] if Kind.MLP in kinds or families & {"m", "t"} else []
+    words += ["SAE"] if any(family.startswith("s") for family in families) else []
     return f"{' + '.join(words)} {rank[0]}"
 
 
 def _label_id(rank: _Rank) -> str:
-    return quoted(f"{_LABEL_ID}{rank[0]}.{rank[1]}")
+    return quoted(_LABEL_ID + ".".join(map(str, rank)))
 
 
 def _layer_lines(ranks: _Ranks, shown: bool, scale: Scale) -> Iterator[str]:
@@ -174,7 +201,7 @@ def _rule_lines(ranks: _Ranks, order: dict[str | None, int], scale: Scale) -> It
     positions = [p for p in order if p is not None]
     if not positions:
         return
-    foot = (-2, 0)
+    foot = (-2, 0, 0)
     every = [foot, *ranks]
     names = [quoted(f"position:{p}") for p in positions]
     for name, position in zip(names, positions, strict=True):
@@ -203,7 +230,7 @@ def _rule_lines(ranks: _Ranks, order: dict[str | None, int], scale: Scale) -> It
 
 
 def _rule_id(column: int, rank: _Rank) -> str:
-    return quoted(f"rule:{column}:{rank[0]}.{rank[1]}")
+    return quoted(f"rule:{column}:" + ".".join(map(str, rank)))
 
 
 def _position_order(circuit: Circuit, positions: Sequence[str]) -> dict[str | None, int]:
@@ -219,19 +246,27 @@ def _position_order(circuit: Circuit, positions: Sequence[str]) -> dict[str | No
 # Nodes.
 
 
-def _node_lines(circuit: Circuit, scale: Scale) -> Iterator[str]:
+def _node_lines(circuit: Circuit, scale: Scale, words: Words) -> Iterator[str]:
     fed = {(edge.receiver, edge.slot) for edge in circuit.edges}
     beside = asides(circuit)
     for node in drawn_nodes(circuit):
-        yield _node_line(node, circuit, fed, scale, beside.get(node))
+        yield _node_line(node, circuit, fed, scale, words, beside.get(node))
 
 
 def _node_line(
-    node: Node, circuit: Circuit, fed: set[tuple[Node, str | None]], scale: Scale, aside: Aside | None
+    node: Node,
+    circuit: Circuit,
+    fed: set[tuple[Node, str | None]],
+    scale: Scale,
+    words: Words,
+    aside: Aside | None,
 ) -> str:
     role = circuit.roles.get(str(node), circuit.roles.get(str(node.bare)))
     score = circuit.node_scores.get(str(node.bare), math.nan)
     tip = str(node) + (f" ({role})" if role else "") + (f": {signed(score)}" if math.isfinite(score) else "")
+    label, hint = label_of(node, words), hint_of(node, words)
+    tip += f"; {label}" if label else f"; promotes {hint}" if hint else ""
+    tip += f"; {members(node, words)}" if len(node.units) > 1 else ""
     slots: tuple[str, ...] = ()
     if aside is not None and node not in circuit.nodes:
         pass  # nothing enters it
@@ -240,8 +275,8 @@ def _node_line(
         slots = SLOTS[:1] if circuit.anatomy.grouped else SLOTS
     elif node.kind is Kind.KV:
         slots = SLOTS[1:]
-    label = _node_table(node, role, [(slot, (node, slot) in fed) for slot in slots], scale, aside)
-    return f"  {quoted(str(node))} [label={label}, tooltip={quoted(tip)}, class={quoted(node.kind.name.lower())}];"
+    table = _node_table(node, role, [(slot, (node, slot) in fed) for slot in slots], scale, words, aside)
+    return f"  {quoted(str(node))} [label=<{table}>, tooltip={quoted(tip)}, class={quoted(node.kind.name.lower())}];"
 
 
 def _node_table(
@@ -249,18 +284,21 @@ def _node_table(
     role: str | None,
     slots: Sequence[tuple[str, bool]],
     scale: Scale,
+    words: Words,
     aside: Aside | None = None,
 ) -> str:
     """Heads are round tables with their inputs at the lower side, MLPs square ones, input and logits dark
-    bars; what acts only when others are removed has a dashed border and says so.
+    bars, units that are one node have a second frame; what acts only when others are removed has a dashed
+    border and says so.
     """
     span = f' COLSPAN="{len(slots)}"' if slots else ""
     ends = node.kind in (Kind.INPUT, Kind.LOGITS)
-    pad = 3 if slots else 6
-    text = f"<B>{html_text(str(node.bare))}</B>"
+    pad = 3 if slots or node.kind in PARTS or label_of(node, words) else 6
+    text = f"<B>{html_text(shown_name(node))}</B>"
     if ends:
         text = f'<FONT COLOR="white">&#160;&#160;&#160;&#160;{text}&#160;&#160;&#160;&#160;</FONT>'
     rows = [f'<TR><TD{span} CELLPADDING="{pad}">{text}</TD></TR>']
+    rows += label_rows(node, words, span, scale, light=ends)
     said = wrapped(role, 20, most=2) if role else []
     said += [line for text in aside.lines for line in wrapped(text, 26, most=3)] if aside else []
     if said:
@@ -269,15 +307,15 @@ def _node_table(
         rows.append(f'<TR><TD{span} CELLPADDING="1"><FONT {font}><I>&#160;{lines}&#160;</I></FONT></TD></TR>')
     if slots:
         rows.append("<TR>" + "".join(_port(slot, used, scale) for slot, used in slots) + "</TR>")
-    style = {Kind.MLP: "SOLID", Kind.KV: "ROUNDED,DASHED"}.get(node.kind, "ROUNDED")
-    line = LINE[node.kind]
+    style, line = BORDER.get(node.kind, "ROUNDED"), LINE[node.kind]
     if aside:
-        style = "DASHED" if node.kind is Kind.MLP else "ROUNDED,DASHED"
+        style = "DASHED" if style == "SOLID" else "ROUNDED,DASHED"
         line = NEGATIVE if aside.against else line
-    return (
-        f'<<TABLE BORDER="1" CELLBORDER="0" CELLSPACING="0" CELLPADDING="2" STYLE="{style}" '
-        f'COLOR="{line}" BGCOLOR="{FILL[node.kind]}">{"".join(rows)}</TABLE>>'
+    table = (
+        f'<TABLE BORDER="1" CELLBORDER="0" CELLSPACING="0" CELLPADDING="2" STYLE="{style}" '
+        f'COLOR="{line}" BGCOLOR="{FILL[node.kind]}">{"".join(rows)}</TABLE>'
     )
+    return stacked(table, line) if len(node.units) > 1 else table
 
 
 def _port(slot: str, used: bool, scale: Scale) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from circuitfind.circuit.counts import parts_in_words
 from circuitfind.circuit.graph import Circuit
 from circuitfind.names import Kind
 from circuitfind.output.dot_backups import caption as backups_caption
 from circuitfind.output.dot_style import (
+    BORDER,
     FILL,
     INK,
     LINE,
@@ -21,13 +23,23 @@ from circuitfind.output.dot_style import (
     html_text,
     wrapped,
 )
+from circuitfind.output.dot_units import PARTS, meaning, stacked
 
 _COLUMNS = 92
 """Characters in a line of the caption."""
+_SAMPLES = 5
+"""In a line of the legend."""
 
 
 def bottom_table(
-    circuit: Circuit, scale: Scale, *, title: str | None, caption: bool, legend: bool, links: bool
+    circuit: Circuit,
+    scale: Scale,
+    *,
+    title: str | None,
+    caption: bool,
+    legend: bool,
+    links: bool,
+    drawn: int | None = None,
 ) -> str:
     """The label of the graph in Graphviz's HTML, or an empty string.
 
@@ -41,15 +53,15 @@ def bottom_table(
         named = f"A circuit for {conditions.task} in {conditions.model}" if title is None else title
         rows.append(_lines(wrapped(named, _COLUMNS - 20), size=scale.points(12.0), bold=True))
     if caption:
-        sentences = (wrapped(sentence, _COLUMNS) for sentence in caption_lines(circuit))
+        sentences = (wrapped(sentence, _COLUMNS) for sentence in caption_lines(circuit, drawn))
         rows += [_lines(lines, size=scale.points(9.0)) for lines in sentences]
     if not rows:
         return '""'
     return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="2">{"".join(rows)}</TABLE>>'
 
 
-def caption_lines(circuit: Circuit) -> list[str]:
-    """What the circuit holds under and how well, in sentences."""
+def caption_lines(circuit: Circuit, drawn: int | None = None) -> list[str]:
+    """What the circuit holds under and how well, in sentences; and how many of its edges are drawn, if not all."""
     c = circuit.conditions
     conditions = (
         f"A circuit under these conditions: metric {c.metric}; {c.ablation} ablation ({c.direction}); "
@@ -60,16 +72,16 @@ def caption_lines(circuit: Circuit) -> list[str]:
     ]
     faithful = "Faithfulness " + ("; ".join(measured) if measured else "not measured") + "."
     share = 100 * circuit.share_of_edges if circuit.anatomy.n_edges else 0.0
+    percent = f"{share:.0f}" if share >= 10 else f"{share:.2g}"
     kept = (
-        f"Kept: {len(circuit.edges):,} of {circuit.anatomy.n_edges:,} edges ({share:.2g} %), "
-        f"{_count(len(circuit.heads), 'head')}, {_count(len(circuit.mlps), 'MLP')}."
+        f"Kept: {len(circuit.edges):,} of {circuit.anatomy.n_edges:,} edges ({percent} %), "
+        f"{parts_in_words(circuit)}."
     )
     beside = backups_caption(circuit)
-    return [conditions, f"{faithful} {kept}", *([beside] if beside else [])]
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
+    less = ""
+    if drawn is not None and drawn < len(circuit.edges):
+        less = f"Drawn: the {drawn:,} strongest of these edges, one into and out of each node among them."
+    return [conditions, f"{faithful} {kept}", *(text for text in (less, beside) if text)]
 
 
 def _lines(lines: Sequence[str], *, size: float, bold: bool = False) -> str:
@@ -84,13 +96,13 @@ def _lines(lines: Sequence[str], *, size: float, bold: bool = False) -> str:
 def _legend(circuit: Circuit, scale: Scale, links: bool) -> str:
     kinds = {node.kind for node in circuit.nodes}
     upper: list[tuple[str, str]] = []
-    for kind, style, meaning in (
-        (Kind.HEAD, "ROUNDED", "attention head"),
-        (Kind.KV, "ROUNDED,DASHED", "key/value head"),
-        (Kind.MLP, "SOLID", "MLP"),
-    ):
+    for kind, told in ((Kind.HEAD, "attention head"), (Kind.KV, "key/value head"), (Kind.MLP, "MLP")):
         if kind in kinds:
-            upper.append((_box(kind, style), meaning))
+            upper.append((_box(kind), told))
+    upper += [(_box(kind), meaning(kind)) for kind in PARTS if kind in kinds]
+    group = next((node.kind for node in circuit.units if len(node.units) > 1), None)
+    if group is not None:
+        upper.append((stacked(_box(group), LINE[group]), "units that act together"))
     if kinds & {Kind.HEAD, Kind.KV}:
         upper.append((_word("q k v", scale), "input that an edge enters"))
     lower: list[tuple[str, str]] = []
@@ -118,11 +130,12 @@ def _legend(circuit: Circuit, scale: Scale, links: bool) -> str:
                 f"size of score: {sizes}",
             )
         )
-    columns = max(len(upper), len(lower))
+    lines = [upper[i : i + _SAMPLES] for i in range(0, len(upper), _SAMPLES)] + [lower]
+    columns = max(map(len, lines))
     rows = "".join(
-        f"<TR>{''.join(_sample(*pair, scale) for pair in row)}{_filler(columns - len(row))}</TR>"
-        for row in (upper, lower)
-        if row
+        f"<TR>{''.join(_sample(*pair, scale) for pair in line)}{_filler(columns - len(line))}</TR>"
+        for line in lines
+        if line
     )
     rows = rows or "<TR><TD></TD></TR>"
     return f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="3" CELLPADDING="1">{rows}</TABLE>'
@@ -141,9 +154,9 @@ def _sample(sample: str, meaning: str, scale: Scale) -> str:
     return f'<TD>{sample}</TD><TD ALIGN="LEFT">{text}</TD>'
 
 
-def _box(kind: Kind, style: str) -> str:
+def _box(kind: Kind) -> str:
     return (
-        f'<TABLE BORDER="1" CELLBORDER="0" CELLSPACING="0" CELLPADDING="0" STYLE="{style}" '
+        f'<TABLE BORDER="1" CELLBORDER="0" CELLSPACING="0" CELLPADDING="0" STYLE="{BORDER.get(kind, "ROUNDED")}" '
         f'COLOR="{LINE[kind]}" BGCOLOR="{FILL[kind]}" FIXEDSIZE="TRUE" WIDTH="22" HEIGHT="12">'
         "<TR><TD></TD></TR></TABLE>"
     )

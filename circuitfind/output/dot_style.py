@@ -23,6 +23,10 @@ FILL = {
     Kind.KV: "#FFFDF5",
     Kind.MLP: "#E4F1E6",
     Kind.LOGITS: "#4A4A4A",
+    Kind.NEURON: "#F1E8F6",
+    Kind.FEATURE: "#DFF1F3",
+    Kind.REST: "#F4F4F4",
+    Kind.ERROR: "#F4F4F4",
 }
 LINE = {
     Kind.INPUT: "#4A4A4A",
@@ -30,7 +34,19 @@ LINE = {
     Kind.KV: "#B08A1E",
     Kind.MLP: "#5B9469",
     Kind.LOGITS: "#4A4A4A",
+    Kind.NEURON: "#8C62A8",
+    Kind.FEATURE: "#3B8B94",
+    Kind.REST: "#8F8F8F",
+    Kind.ERROR: "#8F8F8F",
 }
+BORDER = {
+    Kind.MLP: "SOLID",
+    Kind.NEURON: "SOLID",
+    Kind.REST: "SOLID",
+    Kind.KV: "ROUNDED,DASHED",
+    Kind.ERROR: "DASHED",
+}
+"""The rest are rounded."""
 
 THIN, THICK = 0.6, 5.0
 
