@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks import attribution as graphs
 from benchmarks import floors, peers
 from benchmarks.case import Case, Closure, Kind, NotAvailable
 from benchmarks.checks import same_edges, same_heads
@@ -88,6 +89,24 @@ def attribution(
     return make
 
 
+def units(case: Case) -> Closure:
+    """Attribution of every head and of every neuron as a node of its own, from the model to scores."""
+    from circuitfind.methods.node_gradients import node_scores
+    from circuitfind.model.memory import make_plan
+    from circuitfind.model.runs import Runs
+    from circuitfind.model.split import split_neurons
+    from circuitfind.task.metrics import get_metric
+
+    whole, pairs, metric = case.model, case.pairs("early"), get_metric("logit-diff")
+
+    def run() -> Any:
+        model = split_neurons(whole)
+        runs = Runs(model, pairs, metric, plan=make_plan(model, None, edges=False))
+        return node_scores(runs, "atp", ablation="resample", direction="noising", positions="none")
+
+    return run
+
+
 def heads(kind: Kind) -> Callable[[Case], Closure]:
     """The exact effect of every head, from prompts: the metric of each prompt under each patch."""
 
@@ -151,11 +170,13 @@ SIDES: dict[str, Callable[[Case], Closure]] = {
     "atp": attribution("atp"),
     "atp-star": attribution("atp-star"),
     "neurons": attribution("atp", {"neurons": True}),
+    "units": units,
     "heads late": heads("late"),
     "heads early": heads("early"),
     "circuit half": circuit(half_of_edges),
     "circuit fifth": circuit(fifth_of_nodes),
     "acdc": acdc,
+    **graphs.SIDES,
     **{f"eap {count}": attribution("eap", count=count, budget=SCALE_BUDGET) for count in SCALE},
 }
 
@@ -205,6 +226,7 @@ class Job:
         against: A floor or another side of ours (the figure is ours over theirs), or a peer (theirs over ours).
         bar: For that ratio; None where it is only told.
         memory_bar: For peak memory beyond the model, over that of the floor.
+        gigabytes: A bar for peak memory beyond the model itself.
         shape: Where it cannot be the one asked for.
         per: How many pieces our result counts; seconds are for one of them.
         pieces: What such a piece is called.
@@ -218,6 +240,7 @@ class Job:
     against: floors.Floor | peers.Peer | str
     bar: Bar | None = None
     memory_bar: Bar | None = None
+    gigabytes: Bar | None = None
     shape: str | None = None
     per: Callable[[Any], float] | None = None
     pieces: str = ""
@@ -261,6 +284,12 @@ JOBS: tuple[Job, ...] = (
         "atp",
         Bar(1.3),
     ),
+    _gradient_job(
+        "units",
+        "neuron attribution: all neurons and heads as nodes, the split of the MLPs included",
+        floors.GRADIENT,
+        1.5,
+    ),
     Job(
         "heads:late",
         "exact patching of every head; the first 10 of 16 tokens and the last 5 agree",
@@ -303,6 +332,15 @@ JOBS: tuple[Job, ...] = (
         per=visited,
         pieces="edges visited",
         most=3,
+    ),
+    Job(
+        "attribution",
+        "attribution graph of one prompt, transcoders of 24,576 features a layer read from the disk",
+        "attribution",
+        graphs.PROMPT,
+        Bar(200),
+        gigabytes=Bar(6),
+        most=1,
     ),
     Job(
         "peer:eap",

@@ -95,7 +95,14 @@ def _time(job: Job, case: Case, times: Times) -> Row:
 
 
 def _memory(job: Job, case: Case) -> Iterator[Row]:
-    """Peak memory beside the floor's or the peer's; of jobs beside a forward pass alone, or beside our own, none."""
+    """Peak memory beside the floor's or the peer's, or as it is; of jobs beside a forward pass alone none."""
+    if job.gigabytes is not None:
+        found = alone(case, job.ours)
+        if found is not None:
+            size = found.extra / 1e3
+            verdict = judge(job.gigabytes, size, case)
+            yield Row(job.name, "memory", f"{size:.2f}", "GB", *verdict, "peak beyond the model")
+        return
     if isinstance(job.against, floors.Floor):
         of = side = floors.GRADIENT.text
         if not job.against.backward:
