@@ -40,7 +40,8 @@ def discover(
             such as ``{"steps": 10}``), ``metric``, ``ablation``, ``direction``, ``counterfactual``, ``faithfulness``,
             ``edges``, ``threshold``, ``evaluations``, ``positions``, ``precision``, ``count``, ``seed``,
             ``min_accuracy``, ``drop_bad_pairs``, ``backups`` (look for what stands in when heads are removed; True),
-            ``include_backups`` (let it join the circuit; False).
+            ``include_backups`` (let it join the circuit; False), ``nodes`` (``"heads,mlps"``, ``"heads,neurons"``,
+            ``"heads,features"``), ``dictionaries`` and ``errors``.
 
     Raises:
         CircuitfindError: Whatever the command would print; ``hint`` says what to do.

@@ -190,7 +190,7 @@ def _measured(
     """The circuit to keep, and how complete it is."""
     from circuitfind.circuit.evaluate import Evaluator
 
-    evaluator = Evaluator(session.full_runs, session.settings.ablation)
+    evaluator = Evaluator(session.runs_for(circuit.anatomy), session.settings.ablation)
     try:
         facts: dict[str, Any] = {"completeness": _completeness(evaluator, circuit)}
     except CircuitfindError as error:  # nothing to explain there: it was told with the circuit

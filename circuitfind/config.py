@@ -9,14 +9,27 @@ Direction = Literal["noising", "denoising"]
 Level = Literal["node", "edge"]
 Positions = Literal["none", "all", "named"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Nodes = Literal["heads,mlps", "heads,neurons", "heads,features", "features"]
+Errors = Literal["frozen", "recomputed"]
 
 ABLATIONS: tuple[str, ...] = get_args(Ablation)
 DIRECTIONS: tuple[str, ...] = get_args(Direction)
 POSITIONS: tuple[str, ...] = get_args(Positions)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+NODES: tuple[str, ...] = get_args(Nodes)
+ERRORS: tuple[str, ...] = get_args(Errors)
 
 DEFAULT_METHOD = "hybrid"
 """How `discover` scores edges when nothing else is asked for."""
+
+DEFAULT_UNIT_METHOD = "eap"
+"""The same where neurons or features are nodes."""
+
+UNIT_METHODS = ("eap", "eap-ig", "clean-corrupted", "relp", "gim", "hybrid", "ensemble")
+"""Methods that score edges into and out of neurons and features."""
+
+DEFAULT_EVALUATIONS = 2000
+"""Circuits that pruning tries at the most."""
 
 DEFAULT_TARGET = 0.9
 """Faithfulness that pruning aims at."""

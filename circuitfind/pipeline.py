@@ -28,10 +28,12 @@ from circuitfind.errors import CircuitfindError, PromptError
 from circuitfind.output.dot import to_dot
 from circuitfind.output.draw import dot_binary, install_hint, render
 from circuitfind.output.store import Run, Stage, Store, stage_key
+from circuitfind.output.words import picture_key, words_or_none
 from circuitfind.session import Reporter, Session, Silent, configuration, stage_keys, task_hash
 from circuitfind.settings import BackupOptions, Settings
 from circuitfind.summary import Discovery, circuit_file, compare_with_known, known_roles, summarise
 from circuitfind.task.spec import TaskSpec
+from circuitfind.unit_stage import score_units
 
 if TYPE_CHECKING:
     from circuitfind.methods.base import Method
@@ -100,7 +102,7 @@ class Stages:
     def prompts(self, key: str) -> Stage:
         """The pairs that the model answers rightly, for the stages that follow."""
         self.run.record(
-            hashes={"task": task_hash(self.session.spec), "model": self.session.identity},
+            hashes=_hashes(self.session),
             seeds={"prompts": self.session.settings.seed, "bootstrap": 0},
         )
         if self.session.spec.path is not None:
@@ -241,6 +243,8 @@ class Stages:
 
         session, settings = self.session, self.session.settings
         method = get_method(settings.method, settings.options)
+        if settings.units:
+            return score_units(session, method)
         with session.in_precision():
             scores = self._run(method, session.runs)
         facts = {"level": scores.level, **scores.facts}
@@ -279,7 +283,8 @@ class Stages:
         from circuitfind.circuit.prune import prune
 
         session, settings = self.session, self.session.settings
-        evaluator = Evaluator(session.runs, settings.ablation)
+        split = scores.anatomy.split
+        evaluator = Evaluator(session.runs_for(scores.anatomy) if split else session.runs, settings.ablation)
         with session.in_precision():
             pruned = prune(
                 scores,
@@ -288,7 +293,7 @@ class Stages:
                 direction=settings.direction,
                 report=lambda text: self.reporter.stage("circuit", "running", text),
             )
-        runs = session.full_runs
+        runs = session.runs_for(scores.anatomy)
         if runs is not evaluator.runs:  # what is told of a circuit is measured in single precision
             evaluator = Evaluator(runs, settings.ablation)
         evaluations, notes = evaluate_twice(evaluator, pruned.mask)
@@ -301,6 +306,9 @@ class Stages:
             direction=settings.direction,
             counterfactual=prompts["counterfactual"],
             rule=str(settings.rule),
+            nodes=settings.nodes,
+            dictionaries=settings.dictionaries or "",
+            errors=settings.errors if "features" in settings.nodes else "",
         )
         circuit = from_mask(
             scores.anatomy,
@@ -324,20 +332,30 @@ class Stages:
         """Draw a circuit; without Graphviz, its DOT text."""
         if not formats:
             return []
+        words, problem = words_or_none(self.run)
+        if problem is not None:
+            self.reporter.note(problem)
         if dot_binary() is None:
-            path = self.run.write("circuit.dot", to_dot(circuit))
+            path = self.run.write("circuit.dot", to_dot(circuit, words=words))
             self.reporter.note(f"no picture drawn: Graphviz's 'dot' is missing ({install_hint()})")
             return [path]
 
         def draw() -> Made:
-            text = to_dot(circuit)
+            text = to_dot(circuit, words=words)
             files: dict[str, bytes | str] = {"circuit.dot": text}
             for path in render(text, self.run.path / "circuit", formats):
                 files[path.name] = path.read_bytes()
             return files, {}
 
-        stage = self._stage("pictures", key, draw)
+        stage = self._stage("pictures", picture_key(key, words), draw)
         return [stage.files[f"circuit.{name}"] for name in formats]
+
+
+def _hashes(session: Session) -> dict[str, str]:
+    """Of what a run is made from."""
+    found = {"task": task_hash(session.spec), "model": session.identity}
+    dictionaries = session.dictionaries_hash
+    return found if dictionaries is None else {**found, "dictionaries": dictionaries}
 
 
 def _too_inaccurate(

@@ -23,6 +23,9 @@ TYPICAL_TRIALS = 100
 """Circuits that pruning by faithfulness tries on models of this size; it depends on what it finds."""
 
 
+TYPICAL_UNITS = 500
+"""Passes over all prompts that finding the neurons or features takes: those that are verified, and sets of them."""
+
 TYPICAL_SEARCH = 50
 """Passes of a search for backups, on models and tasks where there is something to verify; a few where there is not."""
 
@@ -114,7 +117,8 @@ def _measured(session: Session, name: str, cached: Mapping[str, bool], wanted: S
     tokens = sum(batch.clean.numel() for batch in runs.batches)
     forward = _seconds_per_pass(runs, tokens)
     cost = get_method(session.settings.method, session.settings.options).cost(session.model.anatomy)
-    scored = ceil(cost.forward), ceil(cost.backward)
+    units = session.settings.units
+    scored = ceil(cost.forward) + TYPICAL_UNITS * units, ceil(cost.backward) + units
     rule = session.settings.rule
     trials = 3 if rule.faithfulness is None else min(TYPICAL_TRIALS, rule.evaluations)
     note = (
@@ -124,7 +128,13 @@ def _measured(session: Session, name: str, cached: Mapping[str, bool], wanted: S
     )
     work = {
         "prompts": StagePlan("prompts", "run", 1, 0, forward),
-        "scores": StagePlan("scores", "run", *scored, forward * (scored[0] + 2 * scored[1])),
+        "scores": StagePlan(
+            "scores",
+            "run",
+            *scored,
+            forward * (scored[0] + 2 * scored[1]),
+            "finds the units first, by as many passes as it takes" if units else "",
+        ),
         "circuit": StagePlan("circuit", "run", trials, 0, forward * EDGE_PASS * trials, note),
         "backups": StagePlan(
             "backups", "run", TYPICAL_SEARCH, 0, forward * TYPICAL_SEARCH, "as many as there is to verify"

@@ -17,9 +17,12 @@ from circuitfind.settings import BackupOptions, Settings
 from circuitfind.task.spec import TaskSpec
 
 if TYPE_CHECKING:
+    from circuitfind.dictionaries.dictionary import Dictionary
+    from circuitfind.model.anatomy import Anatomy
     from circuitfind.model.bridge import Model
     from circuitfind.model.runs import Runs
     from circuitfind.task.pairs import PromptPairs
+    from circuitfind.units.find import Split
 
 
 class Reporter(Protocol):
@@ -91,18 +94,29 @@ class Session:
             n_vocab=self.model.n_vocab,
         )
 
-    def runs_of(self, pairs: PromptPairs, metric: str | None = None) -> Runs:
-        """Runs of some pairs, in another metric than that of the settings where one is named."""
+    def runs_of(
+        self,
+        pairs: PromptPairs,
+        metric: str | None = None,
+        *,
+        model: Model | None = None,
+        edges: bool = True,
+    ) -> Runs:
+        """Runs of some pairs, in another metric or model than those of the settings where one is named.
+
+        ``edges`` says whether passes over edges are planned for.
+        """
         from circuitfind.model.memory import make_plan
         from circuitfind.model.runs import Runs
         from circuitfind.task.metrics import get_metric
 
+        model = model or self.model
         return Runs(
-            self.model,
+            model,
             pairs,
             get_metric(metric or self.settings.metric),
             mean_over=self.spec.mean_over,
-            plan=make_plan(self.model, self.memory),
+            plan=make_plan(model, self.memory, edges=edges),
             progress=self.reporter.progress,
             note=self._note_once,
         )
@@ -128,6 +142,67 @@ class Session:
         found.constants = self.runs.constants
         del self.runs
         return found
+
+    # Neurons and features as nodes.
+
+    @cached_property
+    def dictionaries(self) -> list[Dictionary]:
+        """The dictionaries whose features are nodes; those that come with the model where none are named."""
+        from circuitfind.dictionaries.load import load_dictionaries
+
+        where = self.settings.dictionaries or self._embedded
+        if where is not None:
+            return load_dictionaries(where)
+        from circuitfind.dictionaries.planted import planted_dictionaries
+        from circuitfind.model.load import planted
+
+        return list(planted_dictionaries(planted(self.settings.model)))
+
+    @property
+    def _embedded(self) -> str | None:
+        """The folder of transcoders that comes with the model; None where they are written with its weights."""
+        from circuitfind.zoo import is_planted
+        from circuitfind.zoo.mini import transcoders_folder
+
+        return None if is_planted(self.settings.model) else str(transcoders_folder())
+
+    @cached_property
+    def dictionaries_hash(self) -> str | None:
+        """Hash of their files; None where features are no nodes."""
+        if "features" not in self.settings.nodes:
+            return None
+        from circuitfind.dictionaries.identity import dictionaries_identity
+
+        where = self.settings.dictionaries or self._embedded
+        return stage_key("written with", self.identity) if where is None else dictionaries_identity(where)
+
+    @cached_property
+    def split(self) -> Split:
+        """Makes models in which neurons or features are nodes."""
+        from circuitfind.units.dictionaries import check_transcoders, hold
+        from circuitfind.units.find import DictionaryFeatures, Neurons
+
+        if "features" not in self.settings.nodes:
+            return Neurons(self.model)
+        check_transcoders(self.model, self.dictionaries)
+        live = self.settings.errors == "recomputed"
+        return DictionaryFeatures(self.model, hold(self.runs, self.dictionaries), live_errors=live)
+
+    def unit_runs(self, model: Model, *, edges: bool = False) -> Runs:
+        """Runs of the pairs in a model in which units are nodes."""
+        return self.runs_of(self.all_pairs.subset(self.kept), model=model, edges=edges)
+
+    def runs_for(self, anatomy: Anatomy) -> Runs:
+        """Runs in the model that a circuit's anatomy is of; in single precision."""
+        if not anatomy.split:
+            return self.full_runs
+        if anatomy not in self._split_runs:
+            from circuitfind.model.split import chosen_of
+
+            self._split_runs[anatomy] = self.unit_runs(self.split(chosen_of(anatomy)), edges=True)
+        return self._split_runs[anatomy]
+
+    _split_runs: dict[Anatomy, Runs] = field(default_factory=dict)
 
     def in_precision(self) -> AbstractContextManager[None]:
         """A block in which passes run in the precision of the settings.
@@ -177,11 +252,15 @@ def stage_keys(session: Session) -> dict[str, str]:
         precision="fp32",
         backups=True,
         include_backups=False,
+        nodes="heads,mlps",
+        dictionaries=None,
+        errors="frozen",
     )
     chosen = neutral.as_dict() | {"rule": None}
     prompts = stage_key(common, chosen)
     how = (settings.ablation, settings.direction, settings.positions, settings.precision)
-    scores = stage_key(prompts, settings.method, settings.options, *how)
+    units = [settings.nodes, session.dictionaries_hash, settings.errors, settings.rule.faithfulness]
+    scores = stage_key(prompts, settings.method, settings.options, *how, *(units if settings.units else ()))
     circuit = stage_key(scores, vars(settings.rule), "pruned.json")
     keys = {"prompts": prompts, "scores": scores, "circuit": circuit}
     return keys | ({"backups": backups_key(circuit, settings)} if settings.backups else {})

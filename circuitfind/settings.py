@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 from circuitfind.circuit.rule import Rule
 from circuitfind.config import (
     ABLATIONS,
+    DEFAULT_EVALUATIONS,
     DEFAULT_METHOD,
     DEFAULT_MIN_SHARE,
     DEFAULT_RATE,
     DEFAULT_TARGET,
+    DEFAULT_UNIT_METHOD,
     DIRECTIONS,
+    ERRORS,
+    NODES,
     POSITIONS,
     PRECISIONS,
+    UNIT_METHODS,
     Ablation,
     Direction,
+    Errors,
+    Nodes,
     Positions,
     Precision,
 )
@@ -52,6 +60,17 @@ class Settings:
     """Whether to look for what stands in when heads are removed."""
     include_backups: bool = False
     """Whether what stands in joins the circuit."""
+    nodes: Nodes = "heads,mlps"
+    """What circuits are made of."""
+    dictionaries: str | None = None
+    """Where the dictionaries are whose features are nodes."""
+    errors: Errors = "frozen"
+    """Whether what they miss stays that of the base run in patched passes, or is computed anew."""
+
+    @property
+    def units(self) -> bool:
+        """Whether neurons or features are nodes."""
+        return self.nodes != "heads,mlps"
 
     @property
     def method_label(self) -> str:
@@ -110,7 +129,7 @@ def resolve(
     faithfulness: float | None = None,
     edges: int | None = None,
     threshold: float | None = None,
-    evaluations: int = 2000,
+    evaluations: int = DEFAULT_EVALUATIONS,
     count: int | None = None,
     seed: int | None = None,
     min_accuracy: float | None = None,
@@ -119,6 +138,9 @@ def resolve(
     precision: str = "fp32",
     backups: bool = True,
     include_backups: bool = False,
+    nodes: str = "heads,mlps",
+    dictionaries: str | Path | None = None,
+    errors: str = "frozen",
 ) -> Settings:
     """Settings of one run; what is None comes from the task.
 
@@ -129,7 +151,9 @@ def resolve(
     """
     if faithfulness is None and edges is None and threshold is None:
         faithfulness = DEFAULT_TARGET
-    method = method or DEFAULT_METHOD
+    kinds = _nodes(nodes)
+    units = kinds != "heads,mlps"
+    method = method or (DEFAULT_UNIT_METHOD if units else DEFAULT_METHOD)
     if method not in METHODS:
         raise UsageError(f"no method is named '{method}'", hint=did_you_mean(method, METHODS))
     if min_accuracy is not None and not 0 <= min_accuracy <= 1:
@@ -144,9 +168,11 @@ def resolve(
             f"task {spec.name} has no counterfactual '{counterfactual}'",
             hint=did_you_mean(counterfactual, known),
         )
-    return Settings(
+    model = model or spec.model
+    where = _dictionaries(kinds, dictionaries, model)
+    found = Settings(
         task=spec.name,
-        model=model or spec.model,
+        model=model,
         method=method,
         options=_options(method, options or {}),
         metric=_one_of("metric", metric or spec.metric, get_args(MetricName)),
@@ -163,7 +189,69 @@ def resolve(
         precision=_one_of("precision", precision, PRECISIONS),  # type: ignore[arg-type]  # likewise
         backups=backups,
         include_backups=include_backups,
+        nodes=kinds,
+        dictionaries=where,
+        errors=_one_of("way to take errors", errors, ERRORS),  # type: ignore[arg-type]  # likewise
     )
+    if units:
+        _check_units(found)
+    return found
+
+
+def _nodes(text: str) -> Nodes:
+    """``--nodes`` in any order, with or without blanks; ``heads`` alone stands for heads and whole MLPs."""
+    given = {part.strip() for part in text.split(",")} - {""}
+    for known in NODES:
+        if given == set(known.split(",")) or (given == {"heads"} and known == "heads,mlps"):
+            return known  # type: ignore[return-value]  # one of them
+    raise UsageError(f"circuits are not made of '{text}'", hint=f"give one of: {'; '.join(NODES)}")
+
+
+def _dictionaries(nodes: Nodes, given: str | Path | None, model: str) -> str | None:
+    """Where they are: as given, or those that come with a model of the zoo."""
+    from circuitfind.zoo import has_dictionaries
+
+    if "features" not in nodes:
+        if given is not None:
+            raise UsageError(
+                "--dictionaries are for features, which are no nodes here",
+                hint="add --nodes heads,features, or leave it out",
+            )
+        return None
+    if given is None and not has_dictionaries(model):
+        raise UsageError(
+            f"no dictionaries come with {model}",
+            hint="give --dictionaries FOLDER (or owner/repo:folder), or train some: `circuitfind transcoders train`",
+        )
+    return None if given is None else str(given)
+
+
+def _check_units(settings: Settings) -> None:
+    """Refuse what says nothing of neurons and features."""
+    if settings.method not in UNIT_METHODS:
+        raise UsageError(
+            f"method {settings.method} does not score edges of neurons or features",
+            hint=f"use one of {', '.join(UNIT_METHODS)}",
+        )
+    refused = {
+        "--direction denoising": settings.direction != "noising",
+        "--ablation optimal": settings.ablation == "optimal",
+        f"--positions {settings.positions}": settings.positions != "none",
+        f"--precision {settings.precision}": settings.precision != "fp32",
+        "--include-backups": settings.include_backups,
+        f"--metric {settings.metric}": settings.metric in ("accuracy", "kl"),
+    }
+    for flag, wrong in refused.items():
+        if wrong:
+            raise UsageError(
+                f"neurons and features are not looked for with {flag}",
+                hint="they are scored by noising, with resample, mean or zero ablation, all positions together",
+            )
+    if settings.rule.faithfulness is None:
+        raise UsageError(
+            "neurons and features are pruned to a target faithfulness",
+            hint="give --faithfulness in place of --edges or --threshold",
+        )
 
 
 def memory_bytes(size: str | int | None) -> int | None:

@@ -41,7 +41,14 @@ def known_edges(spec: TaskSpec, settings: Settings) -> frozenset[str]:
     if is_planted(settings.model):
         from circuitfind.model.load import planted
 
-        return planted(settings.model).edges.get(settings.ablation, frozenset())
+        truth = planted(settings.model)
+        if not settings.units:
+            return truth.edges.get(settings.ablation, frozenset())
+        if truth.units is None:
+            return frozenset()
+        features = "features" in settings.nodes
+        edges = truth.units.feature_edges if features else truth.units.edges
+        return edges.get(settings.ablation, frozenset())
     known = spec.known.get(settings.model)
     return frozenset() if known is None else frozenset(known.edges)
 
@@ -181,6 +188,7 @@ def summarise(
         "evaluations": data["evaluations"],
         "counts": {**data["counts"], "share_of_edges": circuit.share_of_edges},
         "verification": scoring.get("verification"),
+        "units": scoring.get("units"),
         "precision_check": scoring.get("precision_check"),
         # What joins the circuit afterwards was not tried for dropping.
         "minimal": pruning["minimal"] and not (backups is not None and backups.facts.get("without_backups")),
@@ -236,6 +244,12 @@ def stored(run: Run) -> Found:
     stages = finished_stages(run)
     needed = ("prompts", "scores", "circuit")
     missing = [name for name in needed if name not in stages]
+    if missing and "saes" in run.manifest["config"]:
+        raise RunError(
+            "the run found features of SAEs: it has a feature graph, and no circuit",
+            where=str(run.path),
+            hint="see its graph.json and graph.svg, or give its `circuitfind saes` command again",
+        )
     if missing and alone(run):
         raise RunError(
             "the run looked for backups alone: it has no circuit",

@@ -21,7 +21,7 @@ from jaxtyping import Bool
 from circuitfind.config import SCHEMA_VERSION
 from circuitfind.errors import UsageError
 from circuitfind.model.anatomy import Anatomy
-from circuitfind.names import INPUT, LOGITS, UNITS, Edge, Kind, Node, parse_edge, parse_node
+from circuitfind.names import LOGITS, UNITS, Edge, Kind, Node, parse_edge, parse_node
 
 FORMAT = "circuitfind.circuit"
 
@@ -41,6 +41,12 @@ class Conditions:
     counterfactual: str
     rule: str
     """How it was pruned, such as ``faithfulness 0.9``."""
+    nodes: str = "heads,mlps"
+    """What it is made of."""
+    dictionaries: str = ""
+    """Where the dictionaries are whose features are nodes; empty for those that come with the model, and for none."""
+    errors: str = ""
+    """Whether what they miss is ``frozen`` or ``recomputed`` in patched passes."""
 
 
 @dataclass(frozen=True)
@@ -272,7 +278,7 @@ class Circuit:
             backups = [(_backup(b), b.get("role")) for b in data.get("backups", ())]  # none in older files
             roles = {str(b.node): role for b, role in backups if role}
             return cls(
-                anatomy=Anatomy(**data["anatomy"]),
+                anatomy=Anatomy.from_dict(data["anatomy"]),
                 edges=edges,
                 conditions=Conditions(**data["conditions"]),
                 edge_scores={
@@ -345,12 +351,12 @@ def from_mask(
 
 
 def connected(anatomy: Anatomy, mask: Bool[np.ndarray, "writer reader"]) -> Bool[np.ndarray, "writer reader"]:
-    """The edges that lie on some way from the input to the logits.
+    """The edges that lie on some way from the input, or from an error that reads nothing, to the logits.
 
     A head is reached when any of its inputs is: a head that only its query depends on still carries what it
     attends to.
     """
-    from_input = {str(INPUT)}
+    from_input = {anatomy.writer_names[row] for row in anatomy.source_rows}
     for node in anatomy.writers[1:]:
         columns = [anatomy.reader_index[name] for name in anatomy.readers_of(node)]
         if any(str(anatomy.writers[w]) in from_input for w in np.flatnonzero(mask[:, columns].any(axis=1))):

@@ -76,7 +76,7 @@ def prune(
         mask, minimal = connected(anatomy, prefix_mask(anatomy, order, size)), False
     else:
         search = Subsets(
-            anatomy.edge_mask, order, evaluator.faithfulness, rule.faithfulness, partial(connected, anatomy)
+            _candidates(scores), order, evaluator.faithfulness, rule.faithfulness, partial(connected, anatomy)
         )
         size, mask = search.smallest_prefix()
         report(f"{int(mask.sum())} edges reach {rule.faithfulness:g}; dropping what is not needed")
@@ -119,6 +119,12 @@ def rank(scores: Scores) -> list[tuple[int, int]]:
     if scores.level == "edge":
         return scores.ranked_edges()
     return edge_order(scores.anatomy, edge_strengths(scores))
+
+
+def _candidates(scores: Scores) -> Mask:
+    """The edges that may be in the circuit: all, but for those that a method left unscored on purpose."""
+    every = scores.anatomy.edge_mask
+    return np.array(every) if scores.level == "node" else every & ~np.isnan(scores.values)
 
 
 def prefix_mask(anatomy: Anatomy, order: list[tuple[int, int]], size: int) -> Mask:

@@ -153,7 +153,7 @@ class Scores:
             )
         names = header.get("position_names")
         return cls(
-            anatomy=Anatomy(**header["anatomy"]),
+            anatomy=Anatomy.from_dict(header["anatomy"]),
             level=header["level"],
             values=values,
             **{name: arrays.get(name) for name in _OPTIONAL},

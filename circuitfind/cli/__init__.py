@@ -26,9 +26,22 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "circuitfind.cli.backups:backups",
         "Find what stands in when heads are removed.",
     ),
+    "attribute": (
+        "circuitfind.cli.attribute:attribute",
+        "Trace the transcoder features that build up the next token.",
+    ),
+    "saes": ("circuitfind.cli.saes:saes", "Find the few SAE features that carry a task."),
     "show": ("circuitfind.cli.results:show", "Show what a run found."),
     "list": ("circuitfind.cli.results:list_things", "List tasks, models, methods or runs."),
     "render": ("circuitfind.cli.results:render_run", "Draw a run's circuit as SVG, PNG, PDF or DOT."),
+    "name": (
+        "circuitfind.cli.naming:name",
+        "Say where a circuit's neurons and features fire and what they write.",
+    ),
+    "label": (
+        "circuitfind.cli.naming:label",
+        "Give parts of a model labels, which tables and pictures show.",
+    ),
     "transcoders": (
         "circuitfind.cli.transcoders:transcoders",
         "Train transcoders for a model's MLPs, and measure them.",

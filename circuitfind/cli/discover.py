@@ -10,7 +10,16 @@ from click.shell_completion import CompletionItem
 from circuitfind.cli.common import Screen, common_options, duration, number, size, table
 from circuitfind.cli.progress import Progress
 from circuitfind.cli.verdict import show_summary
-from circuitfind.config import ABLATIONS, DEFAULT_METHOD, DEFAULT_TARGET, DIRECTIONS, POSITIONS, PRECISIONS
+from circuitfind.config import (
+    ABLATIONS,
+    DEFAULT_EVALUATIONS,
+    DEFAULT_METHOD,
+    DEFAULT_TARGET,
+    DEFAULT_UNIT_METHOD,
+    DIRECTIONS,
+    POSITIONS,
+    PRECISIONS,
+)
 from circuitfind.errors import UsageError
 
 
@@ -47,7 +56,8 @@ def complete_methods(ctx: click.Context, param: click.Parameter, incomplete: str
     "--method",
     metavar="NAME",
     shell_complete=complete_methods,
-    help=f"How nodes or edges are scored; see `circuitfind list methods`.  [default: {DEFAULT_METHOD}]",
+    help="How nodes or edges are scored; see `circuitfind list methods`.  "
+    f"[default: {DEFAULT_METHOD}, with units {DEFAULT_UNIT_METHOD}]",
 )
 @click.option(
     "-o",
@@ -81,9 +91,28 @@ def complete_methods(ctx: click.Context, param: click.Parameter, incomplete: str
     "--evaluations",
     type=int,
     metavar="N",
-    default=2000,
+    default=DEFAULT_EVALUATIONS,
     show_default=True,
     help="Circuits to try at the most.",
+)
+@click.option(
+    "--nodes",
+    metavar="KINDS",
+    default="heads,mlps",
+    show_default=True,
+    help="What circuits are made of: heads,mlps; heads,neurons; heads,features; or features, with attention frozen.",
+)
+@click.option(
+    "--dictionaries",
+    metavar="PLACE",
+    help="Transcoders whose features are nodes: a folder or a hub name.  [default: those that come with the model]",
+)
+@click.option(
+    "--errors",
+    metavar="NAME",
+    default="frozen",
+    show_default=True,
+    help="frozen or recomputed: what dictionaries miss, when something else is replaced.",
 )
 @click.option("--count", type=int, metavar="N", help="Prompt pairs to draw.  [default: the task's]")
 @click.option(
@@ -149,6 +178,7 @@ def discover(
     \b
     circuitfind discover ioi
     circuitfind discover ioi --model gpt2 --faithfulness 0.85
+    circuitfind discover gendered-pronoun --nodes heads,features
     circuitfind discover my-task.yaml --model ./my-model --method activation-patching
     """
     from circuitfind.pipeline import discover_task

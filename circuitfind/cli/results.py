@@ -162,6 +162,7 @@ def show(
     """Show what RUN found (its name, the beginning of it, its folder, or `latest`)."""
     from circuitfind.cli.verdict import show_summary
     from circuitfind.output.store import Store
+    from circuitfind.output.words import words_of
     from circuitfind.summary import alone, by_position, searched, stored, strongest
 
     if top is not None and top < 1:
@@ -183,7 +184,12 @@ def show(
     if apart:
         data["by_position"] = by_position(found.scores, top or TEN)
     full = circuit.as_dict()
-    data |= {"nodes": full["nodes"]} if nodes else {}
+    if nodes:
+        labels = words_of(run_found).labels
+        data["nodes"] = [
+            {**row, **({"label": label} if (label := labels.get(row["name"].partition("@")[0])) else {})}
+            for row in full["nodes"]
+        ]
     data |= {"edges": full["edges"]} if edges else {}
 
     def print_all() -> None:
@@ -210,6 +216,8 @@ def _print_scores(screen: Screen, title: str, rows: list[dict[str, Any]]) -> Non
         "index",
         "position",
         "role",
+        "label",
+        "units",
         "sender",
         "receiver",
         "slot",
@@ -217,7 +225,8 @@ def _print_scores(screen: Screen, title: str, rows: list[dict[str, Any]]) -> Non
     also = [name for name in (rows[0] if rows else ()) if name not in told]
     shown = table(title, "score", *also, "", right=("score", *also))
     for row in sorted(rows, key=lambda row: -abs(row["score"] or 0.0)):
-        mark = row.get("role") or ("in the circuit" if row.get("in_circuit") else "")
+        words = [row[key] for key in ("label", "role") if row.get(key)]
+        mark = "; ".join(words) or ("in the circuit" if row.get("in_circuit") else "")
         shown.add_row(row["name"], *(_signed(row[name]) for name in ("score", *also)), mark)
     screen.out.print()
     screen.out.print(shown, markup=False)
@@ -275,10 +284,12 @@ def render_run(
     from circuitfind.output.draw import render
     from circuitfind.output.files import write_atomic
     from circuitfind.output.store import Store
+    from circuitfind.output.words import words_of
     from circuitfind.summary import stored
 
-    found = stored(Store(outputs).find(run))
-    text = to_dot(found.circuit, title=title, caption=caption, legend=legend)
+    run_found = Store(outputs).find(run)
+    found = stored(run_found)
+    text = to_dot(found.circuit, title=title, caption=caption, legend=legend, words=words_of(run_found))
     target = Path(to) if to else found.folder / "circuit"
     if to:
         formats = (target.suffix.removeprefix("."),)

@@ -6,7 +6,9 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from circuitfind.circuit.counts import parts_in_words
 from circuitfind.cli.common import Screen, duration, number, share
+from circuitfind.names import Kind
 
 KEPT = {"model": "the model", "circuit": "the circuit", "circuit_and_backups": "the circuit with its backups"}
 WIDTH = 104
@@ -39,8 +41,8 @@ def show_summary(screen: Screen, summary: Any, circuit: Any) -> None:
             out.print(f"{'':<16}(there, what clean and corrupted prompts have in common is cut as well)")
     minimal = ", none of which can be dropped alone" if summary["minimal"] else ""
     out.print(
-        f"  kept          {counts['nodes']} nodes ({number(counts['heads'], 'head')}, "
-        f"{number(counts['mlps'], 'MLP')}), {counts['edges']} of {counts['edges_in_model']} edges "
+        f"  kept          {counts['nodes']} nodes ({parts_in_words(circuit)}), "
+        f"{counts['edges']} of {counts['edges_in_model']} edges "
         f"({share(counts['share_of_edges'])}){minimal}"
     )
     left = [f"{prompts['answered_wrongly']} answered wrongly"] if prompts["answered_wrongly"] else []
@@ -56,7 +58,7 @@ def show_summary(screen: Screen, summary: Any, circuit: Any) -> None:
         out.print(
             f"  known circuit precision {known['precision']:.2f}, recall {known['recall']:.2f} over its {known['level']}"
         )
-    for title, line in checked(summary):
+    for title, line in (*below(summary, circuit), *checked(summary)):
         out.print(f"  {title:<13} {line}", markup=False)
     for title, line in stood_in(summary):
         out.print(f"  {title:<13} {line}", markup=False)
@@ -107,6 +109,40 @@ def checked(summary: Any) -> Iterator[tuple[str, str]]:
             f"on {low['pairs']} pairs {share(low['overlap'])} of the {low['k']} strongest{ranks} as in fp32"
         )
         yield "precision", f"{low['precision']}: {same}; faithfulness is measured in fp32"
+
+
+def below(summary: Any, circuit: Any) -> Iterator[tuple[str, str]]:
+    """What is told of the units of a circuit, and of the errors of the dictionaries that they are of."""
+    found = summary["units"]
+    if found is None:
+        return
+    kind = "features that fire here" if circuit.conditions.nodes != "heads,neurons" else "neurons"
+    kept = sum(len(node.units) for node in circuit.units)
+    yield (
+        "units",
+        (
+            f"{kept} of {found['units']:,} {kind} ({share(kept / max(found['units'], 1))}); "
+            f"{found['verified']} nodes replaced one by one"
+        ),
+    )
+    if found["signs_compared"]:
+        yield (
+            "",
+            (
+                f"attribution has the sign of the real effect in {found['signs_agree']} of "
+                f"{number(found['signs_compared'], 'kept unit')}"
+            ),
+        )
+    lost = found.get("share_through_errors")
+    if lost is not None:
+        total = sum(node.kind is Kind.ERROR for node in circuit.anatomy.writers)
+        yield (
+            "errors",
+            (
+                f"{share(lost)} of the effect goes when what dictionaries miss is replaced; "
+                f"the circuit has {len(circuit.errors)} of {number(total, 'error')}"
+            ),
+        )
 
 
 def _ordinal(count: int) -> str:

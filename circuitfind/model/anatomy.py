@@ -49,7 +49,6 @@ class Anatomy:
     live_errors: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", tuple(tuple(names) for names in self.parts))
         if self.parts and (len(self.parts) != self.n_layers or not self.has_mlp):
             raise ValueError("parts are listed for every layer of a model with MLPs")
         for layer, nodes in enumerate(self._mlps):
@@ -285,6 +284,16 @@ class Anatomy:
             f"this model ({size}) has no '{name}'",
             hint=f"the nearest name is '{near}'" if near else "see `circuitfind show`",
         )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Anatomy:
+        """Read what ``as_dict`` wrote, from JSON too.
+
+        Raises:
+            TypeError, ValueError: It is incomplete, or names parts that no model has.
+        """
+        parts = tuple(tuple(names) for names in data.get("parts", ()))
+        return cls(**{**data, "parts": parts})
 
     def as_dict(self) -> dict[str, Any]:
         found = asdict(self)

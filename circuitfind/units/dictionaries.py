@@ -67,7 +67,7 @@ def hold(runs: Runs, dictionaries: Sequence[Dictionary]) -> dict[int, Features]:
     with torch.no_grad():
         for number in range(len(runs.batches)):
             for side in ("clean", "corrupted"):
-                trace = runs.trace(number, side)  # type: ignore[arg-type]  # one of the two
+                trace = runs.trace(number, side)
                 for layer, one in whole.items():
                     block, last = trace.blocks[layer], layer == len(model.layers) - 1
                     read = block.mid

@@ -41,6 +41,13 @@ def is_zoo(name: str) -> bool:
     return name in TRAINED or is_planted(name)
 
 
+def has_dictionaries(name: str) -> bool:
+    """Whether transcoders come with a model."""
+    from circuitfind.zoo.planted import NEURONS
+
+    return name == "mini" or name.partition(":")[0] in {f"planted/{one}" for one in NEURONS}
+
+
 def weights_path(name: str) -> Path:
     """Where the weights of a trained model belong; those of ``mini-redundant`` are in ``mini_redundant``."""
     return Path(__file__).resolve().parent / name.replace("-", "_") / "weights"
