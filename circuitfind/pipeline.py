@@ -24,7 +24,7 @@ import numpy as np
 from circuitfind.backup_stage import Made, circuit_text, look, refused
 from circuitfind.circuit.graph import Circuit, Conditions, from_mask
 from circuitfind.circuit.scores import Scores
-from circuitfind.errors import CircuitfindError, PromptError
+from circuitfind.errors import CircuitfindError, PromptError, UsageError
 from circuitfind.output.dot import to_dot
 from circuitfind.output.draw import dot_binary, install_hint, render
 from circuitfind.output.store import Run, Stage, Store, stage_key
@@ -66,6 +66,11 @@ def discover_task(
         memory: Bytes to plan for; what is free if None.
         reporter: Hears of progress.
     """
+    if settings.nodes == "features":
+        raise UsageError(
+            "features alone make no circuit of heads and edges but a feature graph",
+            hint='use circuitfind.feature_runs.discover_features, or nodes="heads,features"',
+        )
     session = Session(spec, settings, device, reporter or Silent(), memory=memory)
     store = Store(outputs)
     run = store.open(spec.name, settings.model, configuration(session))

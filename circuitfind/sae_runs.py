@@ -95,7 +95,7 @@ def find_features(
         store.open(spec.name, settings.model, config) if out is None else _run_at(out, spec, settings, config)
     )
     with run:
-        stages = _Stages(session, store, run, force=force)
+        stages = GraphStages(session, store, run, force=force)
         prompts_key = stage_keys(session)["prompts"]
         prompts = stages.prompts(prompts_key)
         run.record(hashes={"dictionaries": digest})
@@ -105,7 +105,7 @@ def find_features(
         graph = FeatureGraph.load(found.files[GRAPH])
         pictures = stages.draw(graph, formats, stage_key(key, formats))
         stages.record_device()
-        return FoundFeatures(graph, run.path, _summary(graph, prompts, found, pictures, run.path))
+        return FoundFeatures(graph, run.path, graph_summary(graph, prompts, found, pictures, run.path))
 
 
 def _run_at(folder: Path, spec: TaskSpec, settings: Settings, config: dict[str, Any]) -> Run:
@@ -132,8 +132,8 @@ def _run_at(folder: Path, spec: TaskSpec, settings: Settings, config: dict[str, 
     return Run(folder, new_manifest(name, spec.name, settings.model, identity, config))
 
 
-class _Stages(Stages):
-    """The stages of such a run."""
+class GraphStages(Stages):
+    """The stages of a run that ends in a feature graph."""
 
     def features(self, key: str, work: partial[Made]) -> Stage:
         """Scores, pruning, edges."""
@@ -207,7 +207,7 @@ def _search(
     return files, found.facts
 
 
-def _summary(
+def graph_summary(
     graph: FeatureGraph, prompts: Stage, found: Stage, pictures: list[Path], folder: Path
 ) -> dict[str, Any]:
     data = graph.as_dict()

@@ -30,6 +30,7 @@ STOREYS = (
     ("pipeline", "doctor", "labelling"),
     ("backup_runs", "transcoder_runs"),
     ("attribution_runs", "naming_runs", "sae_runs"),
+    ("feature_runs",),
     ("plan", "api"),
     ("cli",),
 )

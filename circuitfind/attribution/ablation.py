@@ -87,9 +87,15 @@ class Ablation:
         """Every candidate is live."""
         return {layer: np.ones(len(index), dtype=bool) for layer, index in self._candidates.items()}
 
-    @torch.no_grad()
     def metric(self, live: Masks, *, attention: bool = False, errors: bool = True) -> float:
-        """The mean metric.
+        """The mean metric; see ``values``."""
+        return float(self.values(live, attention=attention, errors=errors).mean())
+
+    @torch.no_grad()
+    def values(
+        self, live: Masks, *, attention: bool = False, errors: bool = True
+    ) -> Float[np.ndarray, " prompt"]:
+        """The metric of each pair.
 
         Args:
             live: Which candidates are live.
@@ -102,7 +108,7 @@ class Ablation:
             logits = self._logits(batch, live, attention, errors)
             index = self._runs.batches[batch.number].index
             values[index] = self._runs.metric_of(batch.number, logits).cpu().numpy()
-        return float(values.mean())
+        return values
 
     def _logits(self, batch: _Batch, live: Masks, attention: bool, errors: bool) -> Tensor:
         run, model = batch.clean, self._runs.model

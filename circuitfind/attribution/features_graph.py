@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from circuitfind.attribution.ablation import Ablation, Masks
 from circuitfind.attribution.contrast import Contrast, contrast
 from circuitfind.attribution.reads import check_transcoder
+from circuitfind.circuit.evaluate import bootstrap_ratio
 from circuitfind.dictionaries.dictionary import Dictionary
 from circuitfind.errors import RunError, UsageError
 from circuitfind.model.runs import Runs
@@ -39,11 +42,28 @@ class FeatureNode:
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """(m(C) - m(empty)) / (m(full) - m(empty)) of means over prompts; in the empty circuit every feature is corrupted."""
+    """(m(C) - m(empty)) / (m(full) - m(empty)) of means over prompts; in the empty circuit every feature is corrupted.
+
+    Attributes:
+        low, high: Ends of its 95 % bootstrap interval over prompts.
+    """
 
     circuit: float
     full: float
     empty: float
+    low: float = math.nan
+    high: float = math.nan
+
+    @classmethod
+    def of(
+        cls,
+        circuit: Float[np.ndarray, " prompt"],
+        full: Float[np.ndarray, " prompt"],
+        empty: Float[np.ndarray, " prompt"],
+    ) -> Faithfulness:
+        """From the metric of each prompt."""
+        low, high = bootstrap_ratio(circuit - empty, full - empty, seed=0)
+        return cls(float(circuit.mean()), float(full.mean()), float(empty.mean()), low, high)
 
     @property
     def value(self) -> float:
@@ -156,14 +176,16 @@ def features_graph(
     prefix = len(kept)
     kept, minimal = search.drop(kept)
     mask = search.mask(kept)
-    live = Faithfulness(
-        ablation.metric(mask, attention=True),
-        ablation.metric(ablation.everything(), attention=True),
-        ablation.metric(ablation.nothing(), attention=True),
+    frozen, live = (
+        Faithfulness.of(
+            ablation.values(mask, attention=attention),
+            ablation.values(ablation.everything(), attention=attention),
+            ablation.values(ablation.nothing(), attention=attention),
+        )
+        for attention in (False, True)
     )
     full, none = search.full, ablation.metric(ablation.nothing(), errors=False)
     missed = full - ablation.metric(ablation.everything(), errors=False)
-    frozen = Faithfulness(search.value(kept), full, search.empty)
     report("edges between what is kept")
     edges = scored.edges(mask)
     return FeaturesGraph(

@@ -197,6 +197,23 @@ def discover(
         )
         screen.result({"version": 1, **plan.as_dict()}, lambda: _show_plan(screen, plan))
         return
+    if settings.nodes == "features":
+        from circuitfind.cli.features import show_features
+        from circuitfind.feature_runs import discover_features
+
+        with Progress(screen) as progress:
+            graph = discover_features(
+                spec,
+                settings,
+                outputs=outputs,
+                device=device,
+                force=force,
+                formats=formats,
+                memory=budget,
+                reporter=progress,
+            )
+        screen.result({"version": 1, **graph.summary}, lambda: show_features(screen, graph.summary))
+        return
     with Progress(screen) as progress:
         found = discover_task(
             spec,

@@ -151,7 +151,7 @@ def _text(lines: list[str], size: float, *, bold: bool = False) -> str:
 
 def _legend(drawn: _Drawn, scale: Scale) -> str:
     kinds = {node.kind for node in drawn.nodes}
-    told = ((Kind.FEATURE, "feature, with its score"), (Kind.ERROR, "what the SAE misses"))
+    told = ((Kind.FEATURE, "feature, with its score"), (Kind.ERROR, "error: what a dictionary misses"))
     cells = [_sample(_box(kind), text, scale) for kind, text in told if kind in kinds]
     for there, colour, text in (
         (True in scale.signs, POSITIVE, "helps"),

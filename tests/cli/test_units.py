@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from circuitfind.circuit.feature_graph import FeatureGraph
 from circuitfind.circuit.graph import Circuit
 from circuitfind.circuit.scores import Scores
 from circuitfind.zoo.planted import build
@@ -59,6 +60,29 @@ def test_errors_are_frozen_or_recomputed(cli: Cli) -> None:
     circuit = Circuit.load(Path(found["folder"]) / "circuit.json")
     assert circuit.anatomy.live_errors
     assert found["evaluations"][0]["faithfulness"]["value"] > 0.9
+
+
+def test_features_alone_with_attention_frozen(cli: Cli) -> None:
+    words = ("discover", "neuron-lookup", "--nodes", "features")
+    text = cli.good(*words).out
+    assert "attention frozen" in text
+    assert "live-attention resample" in text
+    found = cli.good(*words, "--json").json
+    truth = build("neuron-lookup", 0).units
+    assert truth is not None
+    graph = FeatureGraph.load(Path(found["graph"]))
+    assert {str(node) for node in graph.features} == set(truth.features.values())
+    frozen, live = found["evaluations"]
+    assert frozen["faithfulness"]["value"] > 0.9
+    assert frozen["faithfulness"]["low"] <= frozen["faithfulness"]["value"] <= frozen["faithfulness"]["high"]
+    assert live["faithfulness"]["value"] > 0.9
+    cli.fails_loosely(2, *words, "--ablation", "mean", says=("--ablation resample",))
+
+
+def test_a_dry_run_says_that_units_come_first(cli: Cli) -> None:
+    text = cli.good("discover", "neuron-lookup", "--nodes", "heads,neurons", "--dry-run").out
+    assert "finds the units first" in " ".join(text.split())
+    assert not cli.outputs.exists()
 
 
 def test_what_it_says(cli: Cli) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from circuitfind.config import Ablation
 from circuitfind.errors import UnsupportedError, UsageError
 from circuitfind.methods import get_method
 from circuitfind.model.bridge import Model
+from circuitfind.model.load import load_model
 from circuitfind.model.node_pass import Patch
 from circuitfind.model.runs import Runs
 from circuitfind.model.split import chosen_of, split_features, split_neurons
@@ -167,6 +169,15 @@ def test_what_cannot_be_split() -> None:
         runs_in(split_in(model, "neurons")).patched(
             [Patch(nodes=np.ones(20, dtype=bool))], ablation="optimal"
         )
+
+
+def test_a_trained_model_without_neurons_is_refused(models_dir: Path) -> None:
+    model = load_model(str(models_dir / "palindrome"), device="cpu")
+    with pytest.raises(UnsupportedError, match="palindrome has no MLPs, so it has no neurons") as refused:
+        split_neurons(model)
+    assert "--nodes heads" in refused.value.hint
+    with pytest.raises(UnsupportedError, match="no neurons"):
+        split_neurons(model, {0: [(0,)]})
 
 
 def test_levels_of_topk_keep_its_features() -> None:
