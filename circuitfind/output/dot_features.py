@@ -224,7 +224,8 @@ def _node_line(node: Node, graph: FeatureGraph, words: Mapping[str, str], scale:
     if said:
         rows.append(_small("<I>" + "<BR/>".join(said) + "</I>", INK, scale))
     if math.isfinite(score):
-        rows.append(_small(html_text(f"{score:+.2g}"), POSITIVE if score > 0 else NEGATIVE, scale))
+        colour = "white" if ends else POSITIVE if score > 0 else NEGATIVE
+        rows.append(_small(html_text(f"{score:+.2g}"), colour, scale))
     table = (
         f'<<TABLE BORDER="1" CELLBORDER="0" CELLSPACING="0" CELLPADDING="2" STYLE="{BORDER.get(node.kind, "ROUNDED")}" '
         f'COLOR="{LINE[node.kind]}" BGCOLOR="{FILL[node.kind]}">{"".join(rows)}</TABLE>>'
