@@ -65,7 +65,8 @@ def hold(runs: Runs, dictionaries: Sequence[Dictionary]) -> dict[int, Features]:
     whole = {one.layer: as_features(one.to(model.device), model.layers[one.layer]) for one in dictionaries}
     fires = {layer: torch.zeros(len(one.ids), dtype=torch.bool) for layer, one in whole.items()}
     with torch.no_grad():
-        for number in range(len(runs.batches)):
+        for number, batch in enumerate(runs.batches):
+            lengths = torch.as_tensor(batch.lengths, device=model.device)
             for side in ("clean", "corrupted"):
                 trace = runs.trace(number, side)
                 for layer, one in whole.items():
@@ -73,7 +74,9 @@ def hold(runs: Runs, dictionaries: Sequence[Dictionary]) -> dict[int, Features]:
                     read = block.mid
                     if model.anatomy.parallel:
                         read = trace.place.at_answer(block.resid) if last else block.resid
-                    x = one.norm(read).flatten(0, 1)
+                    x = one.norm(read)
+                    # The last block is computed at the answers alone; elsewhere there is padding.
+                    x = x.flatten(0, 1) if last else x[trace.place.positions < lengths[:, None]]
                     fires[layer] |= one.fires(one.pre(x), one.level(x)).any(0).cpu()
     return {layer: _some(one, fires[layer].to(model.device)) for layer, one in whole.items()}
 

@@ -3,7 +3,8 @@
 1. Every head and every unit is scored by attribution, in the passes that heads alone would need.
 2. The strongest are verified: each is really replaced, alone.
 3. Neurons that do little alone are looked at together (units/groups.py); a group is one node from here on.
-4. The fewest nodes are found that keep the target when all others are replaced together.
+4. The fewest nodes are found that keep the target when all others are replaced together: of the mean over prompts, and of
+   the squared effects of single prompts, so that one which comes out too strong does not pay for another.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def find(
     *,
     ablation: Ablation,
     target: float,
-    options: UnitOptions = UnitOptions(),  # noqa: B008  frozen
+    options: UnitOptions = UnitOptions(),
     report: Callable[[str], None] = lambda text: None,
 ) -> Found:
     """Find them.
@@ -132,6 +133,7 @@ def find(
     if options.groups and any(node.kind is Kind.NEURON for node in anatomy.writers):
         groups = find_groups(circuits, np.array(scores.values), exact, seed=options.seed)
         report(f"{len(groups)} groups of neurons")
+    evaluations = 0
     strength = np.array(scores.values)
     for row, effect in exact.items():
         strength[row] = effect
@@ -140,10 +142,10 @@ def find(
         merged = _merged(anatomy.writers, groups)
         grouped = runs_of(split(merged))
         strength = _with_groups(runs.model, grouped.model, strength, named)
-        circuits = NodeCircuits(grouped, ablation)
+        evaluations, circuits = circuits.evaluations, NodeCircuits(grouped, ablation)
     kept, search = _fewest(circuits, strength, target, options, report)
     nodes = tuple(node for row, node in enumerate(circuits.runs.model.anatomy.writers) if kept[row])
-    final = circuits.faithfulness([kept])[0]
+    final, explained = (float(found[0]) for found in circuits.measured([kept]))
     chosen: dict[int, list[tuple[int, ...]]] = {}
     for node in nodes:
         if node.kind in UNITS:
@@ -155,12 +157,13 @@ def find(
         "kept_units": sum(node.kind in UNITS for node in nodes),
         "kept_heads": sum(node.kind is Kind.HEAD for node in nodes),
         "kept_errors": sum(node.kind is Kind.ERROR for node in nodes),
-        "node_evaluations": circuits.evaluations,
         **search,
+        "explained": explained,
         **_agreement(scores, exact, nodes),
         **_through_errors(circuits),
     }
-    return Found(scores, exact_names, named, nodes, float(final), split(chosen), facts)
+    facts["node_evaluations"] = evaluations + circuits.evaluations
+    return Found(scores, exact_names, named, nodes, final, split(chosen), facts)
 
 
 def verified(circuits: NodeCircuits, values: Float[np.ndarray, " writer"], count: int) -> dict[int, float]:
@@ -199,10 +202,7 @@ def _with_groups(
     """Strengths of the nodes of a model in which groups are one."""
     by_name = dict(zip(single.anatomy.writer_names, strength.tolist(), strict=True))
     return np.array(
-        [
-            named[name].effect if name in named else by_name[name]
-            for name in grouped.anatomy.writer_names
-        ]
+        [named[name].effect if name in named else by_name[name] for name in grouped.anatomy.writer_names]
     )
 
 
@@ -225,7 +225,7 @@ def _fewest(
     found = fewest(
         ~fixed,
         order,
-        lambda sets: circuits.faithfulness([kept | fixed for kept in sets]),
+        lambda sets: np.minimum(*circuits.measured([kept | fixed for kept in sets])),
         target,
         budget=options.evaluations,
         report=lambda left, tried: report(f"{left} nodes, {tried} sets tried"),
