@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import partial
@@ -15,7 +14,7 @@ from circuitfind.circuit.graph import Conditions, Evaluation, Interval
 from circuitfind.errors import UsageError
 from circuitfind.names import Kind, parse_edge, parse_node
 from circuitfind.output.store import Store, stage_key
-from circuitfind.sae_runs import GRAPH, SCORES, FoundFeatures, GraphStages, graph_summary
+from circuitfind.sae_runs import GRAPH, FoundFeatures, GraphStages, graph_files
 from circuitfind.session import Reporter, Session, Silent, configuration, stage_keys
 from circuitfind.settings import Settings
 from circuitfind.task.spec import TaskSpec
@@ -65,14 +64,8 @@ def discover_features(
         keys = stage_keys(session)
         prompts = stages.prompts(keys["prompts"])
         key = stage_key(keys["scores"], vars(settings.rule), GRAPH)
-        found = stages.features(key, partial(_find, session, str(prompts.facts["counterfactual"])))
-        graph = FeatureGraph.load(found.files[GRAPH])
-        pictures = stages.draw(graph, formats, stage_key(key, formats))
-        stages.record_device()
-        summary = graph_summary(graph, prompts, found, pictures, run.path)
-        told = ("share_through_errors", "prefix")
-        summary |= {name: found.facts[name] for name in told}
-        return FoundFeatures(graph, run.path, summary)
+        work = partial(_find, session, str(prompts.facts["counterfactual"]))
+        return stages.finish(key, work, prompts, formats, told=("share_through_errors", "prefix"))
 
 
 def _find(session: Session, counterfactual: str) -> Made:
@@ -108,8 +101,7 @@ def _find(session: Session, counterfactual: str) -> Made:
         "share_through_errors": found.error_share,
         "notes": [],
     }
-    scores = {"format": "circuitfind.node-scores", "version": 1, "scores": dict(found.scores)}
-    return {GRAPH: graph.text(), SCORES: json.dumps(scores, indent=1, allow_nan=False) + "\n"}, facts
+    return graph_files(graph, found.scores), facts
 
 
 def as_graph(found: FeaturesGraph, conditions: Conditions, session: Session) -> FeatureGraph:

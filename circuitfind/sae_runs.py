@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -101,11 +101,7 @@ def find_features(
         run.record(hashes={"dictionaries": digest})
         key = stage_key(prompts_key, settings.ablation, settings.mean_over, chosen)
         work = partial(_search, session, dictionaries, layers, options, str(prompts.facts["counterfactual"]))
-        found = stages.features(key, work)
-        graph = FeatureGraph.load(found.files[GRAPH])
-        pictures = stages.draw(graph, formats, stage_key(key, formats))
-        stages.record_device()
-        return FoundFeatures(graph, run.path, graph_summary(graph, prompts, found, pictures, run.path))
+        return stages.finish(key, work, prompts, formats)
 
 
 def _run_at(folder: Path, spec: TaskSpec, settings: Settings, config: dict[str, Any]) -> Run:
@@ -135,9 +131,30 @@ def _run_at(folder: Path, spec: TaskSpec, settings: Settings, config: dict[str, 
 class GraphStages(Stages):
     """The stages of a run that ends in a feature graph."""
 
-    def features(self, key: str, work: partial[Made]) -> Stage:
-        """Scores, pruning, edges."""
-        return self._stage("features", key, work)
+    def finish(
+        self,
+        key: str,
+        work: Callable[[], Made],
+        prompts: Stage,
+        formats: tuple[str, ...],
+        told: Sequence[str] = (),
+    ) -> FoundFeatures:
+        """Find the graph, draw it, and sum it up.
+
+        Args:
+            key: Of everything that the graph depends on.
+            work: Scores, prunes, weighs edges; gives ``graph_files``.
+            prompts: The stage before.
+            formats: Pictures to draw; empty for none.
+            told: Facts of ``work`` that the summary gives beside those of every graph.
+        """
+        found = self._stage("features", key, work)
+        graph = FeatureGraph.load(found.files[GRAPH])
+        pictures = self.draw(graph, formats, stage_key(key, formats))
+        self.record_device()
+        summary = graph_summary(graph, prompts, found, pictures, self.run.path)
+        summary |= {name: found.facts[name] for name in told}
+        return FoundFeatures(graph, self.run.path, summary)
 
     def draw(self, graph: FeatureGraph, formats: tuple[str, ...], key: str) -> list[Path]:
         """Draw a graph; without Graphviz, its DOT text."""
@@ -199,12 +216,13 @@ def _search(
     )
     for note in found.facts["notes"]:
         reporter.note(f"no second ablation: {note}")
-    scores = {"format": "circuitfind.node-scores", "version": 1, "scores": found.scores}
-    files: dict[str, bytes | str] = {
-        GRAPH: found.graph.text(),
-        SCORES: json.dumps(scores, indent=1, allow_nan=False) + "\n",
-    }
-    return files, found.facts
+    return graph_files(found.graph, found.scores), found.facts
+
+
+def graph_files(graph: FeatureGraph, scores: Mapping[str, float | None]) -> dict[str, bytes | str]:
+    """What a run keeps of a graph: itself, and the score of every node that it was chosen from."""
+    data = {"format": "circuitfind.node-scores", "version": 1, "scores": dict(scores)}
+    return {GRAPH: graph.text(), SCORES: json.dumps(data, indent=1, allow_nan=False) + "\n"}
 
 
 def graph_summary(

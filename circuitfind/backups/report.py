@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from circuitfind.circuit.json_form import check_form, reading
 from circuitfind.config import SCHEMA_VERSION
-from circuitfind.errors import UsageError
 
 FORMAT = "circuitfind.backups"
 
@@ -213,13 +213,9 @@ class BackupReport:
             UsageError: It is another format or version, or incomplete.
         """
         known: Mapping[str, Any] = data if isinstance(data, Mapping) else {}
-        if known.get("format") != FORMAT or known.get("version") != SCHEMA_VERSION:
-            raise UsageError(
-                f"not a backup report of version {SCHEMA_VERSION} (found: {known.get('format')} version {known.get('version')})",
-                where=where,
-                hint="run `circuitfind backups` again",
-            )
-        try:
+        again = "run `circuitfind backups` again"
+        check_form(known, "backup report", FORMAT, SCHEMA_VERSION, where=where, hint=again)
+        with reading("backup report", where=where, hint=again):
             return cls(
                 readers=tuple(known["readers"]),
                 seeds={reader: tuple(names) for reader, names in known["seeds"].items()},
@@ -234,12 +230,6 @@ class BackupReport:
                 conditions=known["conditions"],
                 notes=tuple(known["notes"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UsageError(
-                f"the backup report is incomplete: {error}",
-                where=where,
-                hint="run `circuitfind backups` again",
-            ) from error
 
 
 def _removed(data: Mapping[str, Any]) -> RemovedSet:

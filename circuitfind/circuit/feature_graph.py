@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitfind.circuit.graph import Conditions, Evaluation, Interval
-from circuitfind.errors import UsageError
+from circuitfind.circuit.json_form import check_form, finite, number, read_object, reading
 from circuitfind.names import Edge, Kind, Node, Order, parse_edge, parse_node
 
 FORMAT = "circuitfind.feature-graph"
@@ -136,7 +136,7 @@ class FeatureGraph:
                     "kind": n.kind.name.lower(),
                     "layer": n.layer,
                     "position": n.position,
-                    "score": _finite(self.score(n)),
+                    "score": finite(self.score(n)),
                     "label": self.labels.get(str(n), self.labels.get(str(n.bare))),
                 }
                 for n in self.nodes
@@ -147,7 +147,7 @@ class FeatureGraph:
                     "sender": str(e.sender),
                     "receiver": str(e.receiver),
                     "slot": e.slot,
-                    "weight": _finite(self.weight(e)),
+                    "weight": finite(self.weight(e)),
                 }
                 for e in self.edges
             ],
@@ -163,38 +163,26 @@ class FeatureGraph:
         Raises:
             UsageError: It is another format or version, or incomplete.
         """
-        if data.get("format") != FORMAT or data.get("version") != VERSION:
-            found = f"{data.get('format')} version {data.get('version')}"
-            raise UsageError(
-                f"not a feature graph of version {VERSION} (found: {found})",
-                where=where,
-                hint="give a graph.json that this program wrote, or make one with `circuitfind saes`",
-            )
-        try:
+        again = "give a graph.json that this program wrote, or make one with `circuitfind saes`"
+        check_form(data, "feature graph", FORMAT, VERSION, where=where, hint=again)
+        with reading(
+            "feature graph", where=where, hint="make it again, or compare docs/feature-graph-json.md"
+        ):
             nodes = {str(parse_node(n["name"])): n for n in data["nodes"]}
             edges = [(parse_edge(e["name"]), e["weight"]) for e in data["edges"]]
             return cls(
                 nodes=tuple(map(parse_node, nodes)),
                 edges=tuple(edge for edge, _ in edges),
                 conditions=Conditions(**data["conditions"]),
-                node_scores={name: _number(n["score"]) for name, n in nodes.items()},
-                edge_weights={str(edge): _number(weight) for edge, weight in edges},
-                evaluations=tuple(
-                    Evaluation(**{**e, "faithfulness": Interval(**e["faithfulness"])})
-                    for e in data["evaluations"]
-                ),
+                node_scores={name: number(n["score"]) for name, n in nodes.items()},
+                edge_weights={str(edge): number(weight) for edge, weight in edges},
+                evaluations=tuple(map(Evaluation.from_dict, data["evaluations"])),
                 sources=tuple(_source(s) for s in data["sources"]),
                 errors=None if data["errors"] is None else _errors(data["errors"]),
                 n_active=int(data["counts"]["active_features"]),
                 labels={name: str(n["label"]) for name, n in nodes.items() if n.get("label")},
                 minimal=bool(data["minimal"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UsageError(
-                f"the feature graph is incomplete: {error}",
-                where=where,
-                hint="make it again, or compare docs/feature-graph-json.md",
-            ) from error
 
     @classmethod
     def load(cls, path: Path) -> FeatureGraph:
@@ -203,19 +191,7 @@ class FeatureGraph:
         Raises:
             UsageError: It cannot be read, or holds something else.
         """
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"cannot read the feature graph: {error}", where=str(path), hint="give a graph.json"
-            ) from error
-        if not isinstance(data, dict):
-            raise UsageError(
-                "not a feature graph: the file holds no JSON object",
-                where=str(path),
-                hint="give a graph.json that this program wrote",
-            )
-        return cls.from_dict(data, where=str(path))
+        return cls.from_dict(read_object(path, "feature graph", file="graph.json"), where=str(path))
 
     def text(self) -> str:
         """The JSON form as a file holds it."""
@@ -228,13 +204,13 @@ def node_order(node: Node) -> tuple[int, Order]:
 
 
 def _source(data: Mapping[str, Any]) -> Source:
-    numbers = {name: _number(data[name]) for name in ("features", "errors", "effect")}
+    numbers = {name: number(data[name]) for name in ("features", "errors", "effect")}
     return Source(**{**data, **numbers})
 
 
 def _errors_dict(errors: ErrorShare) -> dict[str, Any]:
     return {
-        "by_score": _finite(errors.by_score),
+        "by_score": finite(errors.by_score),
         "without_errors": None if errors.without_errors is None else vars(errors.without_errors).copy(),
         "errors_alone": None if errors.errors_alone is None else vars(errors.errors_alone).copy(),
     }
@@ -243,19 +219,11 @@ def _errors_dict(errors: ErrorShare) -> dict[str, Any]:
 def _errors(data: Mapping[str, Any]) -> ErrorShare:
     without, alone = data["without_errors"], data["errors_alone"]
     return ErrorShare(
-        _number(data["by_score"]),
+        number(data["by_score"]),
         None if without is None else Interval(**without),
         None if alone is None else Interval(**alone),
     )
 
 
 def _finite_all(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _finite(value) if isinstance(value, float) else value for key, value in data.items()}
-
-
-def _finite(value: float | None) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
+    return {key: finite(value) if isinstance(value, float) else value for key, value in data.items()}

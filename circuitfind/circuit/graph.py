@@ -6,7 +6,6 @@ Inside it is a keyed ``networkx.MultiDiGraph``: one head can reach another throu
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,8 +17,8 @@ import networkx as nx
 import numpy as np
 from jaxtyping import Bool
 
+from circuitfind.circuit.json_form import check_form, finite, number, read_object, reading
 from circuitfind.config import SCHEMA_VERSION
-from circuitfind.errors import UsageError
 from circuitfind.model.anatomy import Anatomy
 from circuitfind.names import LOGITS, UNITS, Edge, Kind, Node, parse_edge, parse_node
 
@@ -78,6 +77,15 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         return {**vars(self), "faithfulness": vars(self.faithfulness).copy()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
+        """Read what ``as_dict`` wrote.
+
+        Raises:
+            KeyError, TypeError: It is incomplete.
+        """
+        return cls(**{**data, "faithfulness": Interval(**data["faithfulness"])})
 
 
 @dataclass(frozen=True)
@@ -228,7 +236,7 @@ class Circuit:
                     "layer": None if n.kind in (Kind.INPUT, Kind.LOGITS) else n.layer,
                     "index": n.index if n.kind in (Kind.HEAD, Kind.KV, *UNITS) else None,
                     "position": n.position,
-                    "score": _finite(self.node_scores.get(str(n.bare))),
+                    "score": finite(self.node_scores.get(str(n.bare))),
                     "role": self.roles.get(str(n.bare)),
                     **({"units": list(n.units)} if n.units else {}),
                 }
@@ -240,7 +248,7 @@ class Circuit:
                     "sender": str(e.sender),
                     "receiver": str(e.receiver),
                     "slot": e.slot,
-                    "score": _finite(self.edge_scores.get(str(e))),
+                    "score": finite(self.edge_scores.get(str(e))),
                 }
                 for e in self.edges
             ],
@@ -251,7 +259,7 @@ class Circuit:
                     "kind": b.kind,
                     "covers": [str(n) for n in b.covers],
                     "reader": b.reader,
-                    "share": _finite(b.share),
+                    "share": finite(b.share),
                     "role": self.roles.get(str(b.node)),
                 }
                 for b in self.backups
@@ -265,14 +273,9 @@ class Circuit:
         Raises:
             UsageError: It is another format or version, or it names parts that its model does not have.
         """
-        if data.get("format") != FORMAT or data.get("version") != SCHEMA_VERSION:
-            found = f"{data.get('format')} version {data.get('version')}"
-            raise UsageError(
-                f"not a circuit of version {SCHEMA_VERSION} (found: {found})",
-                where=where,
-                hint="give a circuit.json that this program wrote, or run discover again",
-            )
-        try:
+        again = "give a circuit.json that this program wrote, or run discover again"
+        check_form(data, "circuit", FORMAT, SCHEMA_VERSION, where=where, hint=again)
+        with reading("circuit", where=where, hint="run discover again, or compare docs/circuit-json.md"):
             edges = tuple(parse_edge(e["name"]) for e in data["edges"])
             nodes = [(str(parse_node(n["name"]).bare), n) for n in data["nodes"]]
             backups = [(_backup(b), b.get("role")) for b in data.get("backups", ())]  # none in older files
@@ -282,40 +285,18 @@ class Circuit:
                 edges=edges,
                 conditions=Conditions(**data["conditions"]),
                 edge_scores={
-                    str(edge): _number(e["score"]) for edge, e in zip(edges, data["edges"], strict=True)
+                    str(edge): number(e["score"]) for edge, e in zip(edges, data["edges"], strict=True)
                 },
-                node_scores={name: _number(n["score"]) for name, n in nodes},
-                evaluations=tuple(
-                    Evaluation(**{**e, "faithfulness": Interval(**e["faithfulness"])})
-                    for e in data["evaluations"]
-                ),
+                node_scores={name: number(n["score"]) for name, n in nodes},
+                evaluations=tuple(map(Evaluation.from_dict, data["evaluations"])),
                 roles=roles | {name: n["role"] for name, n in nodes if n.get("role")},
                 backups=tuple(b for b, _ in backups),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-            raise UsageError(
-                f"the circuit is incomplete: {error}",
-                where=where,
-                hint="run discover again, or compare docs/circuit-json.md",
-            ) from error
 
     @classmethod
     def load(cls, path: Path) -> Circuit:
         """Read a ``circuit.json``."""
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"cannot read the circuit: {error}",
-                where=str(path),
-                hint="give a circuit.json or a run folder",
-            ) from error
-        if not isinstance(data, dict):
-            raise UsageError(
-                "not a circuit: the file holds no JSON object",
-                where=str(path),
-                hint="give a circuit.json that this program wrote",
-            )
+        data = read_object(path, "circuit", file="circuit.json", otherwise=" or a run folder")
         return cls.from_dict(data, where=str(path))
 
 
@@ -386,13 +367,5 @@ def _canonical(anatomy: Anatomy, edge: Edge) -> Edge:
 def _backup(data: Mapping[str, Any]) -> Backup:
     covers = tuple(parse_node(name) for name in data["covers"])
     return Backup(
-        parse_node(data["name"]), str(data["kind"]), covers, str(data["reader"]), _number(data["share"])
+        parse_node(data["name"]), str(data["kind"]), covers, str(data["reader"]), number(data["share"])
     )
-
-
-def _finite(value: float | None) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from circuitfind.cli.common import Screen, common_options, number, share, table
-from circuitfind.cli.discover import complete_models, complete_tasks
+from circuitfind.cli.options import complete_tasks, device_option, model_option, picture_option
 from circuitfind.cli.progress import Progress
 from circuitfind.errors import UsageError
 
@@ -23,12 +23,7 @@ SHOWN = 15
 @click.argument("source", required=False, shell_complete=complete_tasks)
 @click.option("--text", metavar="TEXT", help="The prompt.")
 @click.option("--tokens", metavar="IDS", help="The prompt as token ids, such as 3,17,8.")
-@click.option(
-    "--model",
-    metavar="NAME",
-    shell_complete=complete_models,
-    help="Zoo name, folder or hub name.  [default: the task's, or mini]",
-)
+@model_option("the task's, or mini")
 @click.option(
     "--dictionaries",
     metavar="FOLDER",
@@ -84,19 +79,10 @@ SHOWN = 15
 @click.option(
     "--draw", type=int, metavar="N", default=30, show_default=True, help="Features and errors in the picture."
 )
-@click.option(
-    "--format",
-    "formats",
-    metavar="NAME",
-    type=click.Choice(("svg", "png", "pdf")),
-    multiple=True,
-    default=("svg",),
-    show_default=True,
-    help="svg, png or pdf; may be repeated.",
-)
+@picture_option
 @click.option("--slug", metavar="NAME", help="Name of the exported graph and its file.  [default: graph]")
 @click.option("--scan", metavar="NAME", help="Model name in the exported graph.  [default: the model's]")
-@click.option("--device", metavar="NAME", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
+@device_option
 @click.option(
     "--out",
     metavar="FOLDER",

@@ -11,8 +11,15 @@ import click
 from click.shell_completion import CompletionItem
 
 from circuitfind.cli.common import Screen, common_options, duration, number, share, table
-from circuitfind.cli.discover import complete_models, complete_tasks
-from circuitfind.cli.results import OUTPUTS_HELP, complete_runs
+from circuitfind.cli.lines import print_line, print_title
+from circuitfind.cli.options import (
+    complete_runs,
+    complete_tasks,
+    counterfactual_option,
+    draw_options,
+    model_option,
+    place_options,
+)
 from circuitfind.config import DEFAULT_MIN_SHARE, DEFAULT_RATE
 from circuitfind.errors import UsageError, did_you_mean
 
@@ -64,26 +71,14 @@ def complete_things(ctx: click.Context, param: click.Parameter, incomplete: str)
     show_default=True,
     help="False-discovery rate.",
 )
-@click.option(
-    "--model",
-    metavar="NAME",
-    shell_complete=complete_models,
-    help="Zoo name, folder or hub name.  [default: the task's]",
-)
-@click.option("--count", type=int, metavar="N", help="Prompt pairs to draw.  [default: the task's]")
-@click.option(
-    "--seed", type=int, metavar="N", help="Seed that templates are filled from.  [default: the task's]"
-)
-@click.option(
-    "--counterfactual", metavar="NAME", help="Which corrupted prompts.  [default: the task's first]"
-)
+@model_option()
+@draw_options
+@counterfactual_option
 @click.option(
     "--ablation", metavar="NAME", help="resample, mean, zero: the first of two.  [default: the task's]"
 )
 @click.option("--all", "everything", is_flag=True, help=f"Print every finding, not only {MOST}.")
-@click.option("--memory", metavar="SIZE", help="Plan for it, such as 8GB.  [default: most of what is free]")
-@click.option("--device", metavar="NAME", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
-@click.option("--outputs", metavar="FOLDER", help=OUTPUTS_HELP)
+@place_options
 @click.option("--force", is_flag=True, help="Search again.")
 @common_options
 def backups(
@@ -184,23 +179,24 @@ def _listed_with_and(names: Sequence[str]) -> str:
 def _print(screen: Screen, found: Searched, everything: bool) -> None:
     from circuitfind.output.backup_text import telling
 
-    out, report, c = screen.out, found.report, found.report.conditions
-    out.print(f"[bold]{c['task']}[/bold] on [bold]{c['model']}[/bold]: ", end="")
-    out.print(found.facts["verdict"], markup=False)
-    out.print(
-        f"  under         {_listed_with_and(c['ablations'])} ablation, counterfactual {c['counterfactual']}, "
-        f"metric {c['metric']}, {number(c['n_prompts'], 'prompt')}",
-        markup=False,
+    report, c = found.report, found.report.conditions
+    print_title(screen, c, found.facts["verdict"])
+    told = (
+        f"{_listed_with_and(c['ablations'])} ablation",
+        f"counterfactual {c['counterfactual']}",
+        f"metric {c['metric']}",
+        number(c["n_prompts"], "prompt"),
     )
+    print_line(screen, "under", ", ".join(told))
     for reader, seeds in report.seeds.items():
         title = "seeds" if reader == report.readers[0] else ""
-        out.print(f"  {title:<13} {reader}: {', '.join(seeds) or 'none'}", markup=False)
+        print_line(screen, title, f"{reader}: {', '.join(seeds) or 'none'}")
     for one in telling(report):
         _print_bars(screen, one)
     _print_findings(screen, report, everything)
     _print_groups(screen, report)
     for text in dict.fromkeys((*report.notes, *found.facts["notes"])):
-        out.print(f"  note          {text}", markup=False)
+        print_line(screen, "note", text)
     _print_cost(screen, found)
 
 
@@ -287,9 +283,10 @@ def _print_groups(screen: Screen, report: BackupReport) -> None:
 
 def _print_cost(screen: Screen, found: Searched) -> None:
     cost, facts = found.report.cost, found.facts
-    screen.out.print(
-        f"  cost          {duration(facts['seconds'])}, {cost['screen'] + cost['verify']:.1f} passes over all prompts: "
+    print_line(
+        screen,
+        "cost",
+        f"{duration(facts['seconds'])}, {cost['screen'] + cost['verify']:.1f} passes over all prompts: "
         f"{int(cost['sets'])} sets removed, {int(cost['candidates'])} candidates verified",
-        markup=False,
     )
-    screen.out.print(f"  report        {found.file}", markup=False)
+    print_line(screen, "report", str(found.file))

@@ -8,6 +8,15 @@ import click
 from click.shell_completion import CompletionItem
 
 from circuitfind.cli.common import Screen, common_options, duration, number, size, table
+from circuitfind.cli.options import (
+    complete_tasks,
+    counterfactual_option,
+    model_option,
+    picture_option,
+    place_options,
+    prompt_options,
+    rerun_option,
+)
 from circuitfind.cli.progress import Progress
 from circuitfind.cli.verdict import show_summary
 from circuitfind.config import (
@@ -23,20 +32,6 @@ from circuitfind.config import (
 from circuitfind.errors import UsageError
 
 
-def complete_tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of tasks, for the shell."""
-    from circuitfind.task.spec import find_tasks
-
-    return [CompletionItem(name) for name in find_tasks() if name.startswith(incomplete)]
-
-
-def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of models of the zoo, for the shell."""
-    from circuitfind.zoo import ZOO
-
-    return [CompletionItem(name, help=text) for name, text in ZOO.items() if name.startswith(incomplete)]
-
-
 def complete_methods(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of methods, for the shell."""
     from circuitfind.methods import METHODS
@@ -46,12 +41,7 @@ def complete_methods(ctx: click.Context, param: click.Parameter, incomplete: str
 
 @click.command()
 @click.argument("task", shell_complete=complete_tasks)
-@click.option(
-    "--model",
-    metavar="NAME",
-    shell_complete=complete_models,
-    help="Zoo name, folder or hub name.  [default: the task's]",
-)
+@model_option()
 @click.option(
     "--method",
     metavar="NAME",
@@ -74,9 +64,7 @@ def complete_methods(ctx: click.Context, param: click.Parameter, incomplete: str
     "--ablation", metavar="NAME", help=f"{', '.join(ABLATIONS)}: what cut edges carry.  [default: the task's]"
 )
 @click.option("--direction", metavar="NAME", help=f"{' or '.join(DIRECTIONS)}.  [default: the task's]")
-@click.option(
-    "--counterfactual", metavar="NAME", help="Which corrupted prompts.  [default: the task's first]"
-)
+@counterfactual_option
 @click.option(
     "--faithfulness",
     type=float,
@@ -114,14 +102,7 @@ def complete_methods(ctx: click.Context, param: click.Parameter, incomplete: str
     show_default=True,
     help="frozen or recomputed: what dictionaries miss, when something else is replaced.",
 )
-@click.option("--count", type=int, metavar="N", help="Prompt pairs to draw.  [default: the task's]")
-@click.option(
-    "--seed", type=int, metavar="N", help="Seed that templates are filled from.  [default: the task's]"
-)
-@click.option(
-    "--min-accuracy", type=float, metavar="SHARE", help="Refuse a model below it.  [default: the task's]"
-)
-@click.option("--drop-bad-pairs", is_flag=True, help="Go on without pairs that do not line up.")
+@prompt_options
 @click.option(
     "--positions",
     metavar="NAME",
@@ -143,22 +124,9 @@ def complete_methods(ctx: click.Context, param: click.Parameter, incomplete: str
     help="Whether to look for what stands in when heads are removed.",
 )
 @click.option("--include-backups", is_flag=True, help="Let what stands in join the circuit.")
-@click.option("--memory", metavar="SIZE", help="Plan for it, such as 8GB.  [default: most of what is free]")
-@click.option("--device", metavar="NAME", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
-@click.option(
-    "--outputs", metavar="FOLDER", help="Folder of run folders.  [default: $CIRCUITFIND_OUTPUTS or outputs]"
-)
-@click.option(
-    "--format",
-    "formats",
-    metavar="NAME",
-    type=click.Choice(("svg", "png", "pdf")),
-    multiple=True,
-    default=("svg",),
-    show_default=True,
-    help="svg, png or pdf; may be repeated.",
-)
-@click.option("--force", is_flag=True, help="Run finished stages again.")
+@place_options
+@picture_option
+@rerun_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @common_options
 def discover(
@@ -197,34 +165,23 @@ def discover(
         )
         screen.result({"version": 1, **plan.as_dict()}, lambda: _show_plan(screen, plan))
         return
+    shared: dict[str, Any] = {
+        "outputs": outputs,
+        "device": device,
+        "force": force,
+        "formats": formats,
+        "memory": budget,
+    }
     if settings.nodes == "features":
         from circuitfind.cli.features import show_features
         from circuitfind.feature_runs import discover_features
 
         with Progress(screen) as progress:
-            graph = discover_features(
-                spec,
-                settings,
-                outputs=outputs,
-                device=device,
-                force=force,
-                formats=formats,
-                memory=budget,
-                reporter=progress,
-            )
+            graph = discover_features(spec, settings, reporter=progress, **shared)
         screen.result({"version": 1, **graph.summary}, lambda: show_features(screen, graph.summary))
         return
     with Progress(screen) as progress:
-        found = discover_task(
-            spec,
-            settings,
-            outputs=outputs,
-            device=device,
-            force=force,
-            formats=formats,
-            memory=budget,
-            reporter=progress,
-        )
+        found = discover_task(spec, settings, reporter=progress, **shared)
     screen.result({"version": 1, **found.summary}, lambda: show_summary(screen, found.summary, found.circuit))
 
 

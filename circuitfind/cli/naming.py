@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from circuitfind.cli.common import Screen, common_options, share, table
-from circuitfind.cli.discover import complete_tasks
+from circuitfind.cli.options import complete_runs, complete_tasks, device_option, outputs_option
 from circuitfind.cli.progress import Progress
-from circuitfind.cli.results import OUTPUTS_HELP, complete_runs
 from circuitfind.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,9 +51,9 @@ DICTIONARIES_HELP = (
     help="A neuron or feature beside those of the circuit, such as m1.n203; may be repeated.",
 )
 @click.option("--dictionaries", metavar="FOLDER", help=DICTIONARIES_HELP)
-@click.option("--device", metavar="NAME", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
+@device_option
 @click.option("--force", is_flag=True, help="Look again, also where nothing has changed.")
-@click.option("--outputs", metavar="FOLDER", help=OUTPUTS_HELP)
+@outputs_option
 @common_options
 def name(
     screen: Screen,
@@ -199,7 +198,7 @@ def _print_between(screen: Screen, between: list[dict[str, Any]]) -> None:
 @click.argument("text", required=False)
 @click.option("--remove", is_flag=True, help="Take the label of NODE away.")
 @click.option("--dictionaries", metavar="FOLDER", help=DICTIONARIES_HELP)
-@click.option("--outputs", metavar="FOLDER", help=OUTPUTS_HELP)
+@outputs_option
 @common_options
 def label(
     screen: Screen,

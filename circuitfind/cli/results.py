@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from circuitfind.cli.common import Screen, common_options, table
+from circuitfind.cli.lines import print_line
+from circuitfind.cli.options import complete_runs, format_option, outputs_option
 from circuitfind.config import DEFAULT_METHOD
 from circuitfind.errors import UsageError
 
@@ -18,20 +19,9 @@ THINGS = ("tasks", "models", "methods", "runs")
 PICTURES = ("svg", "png", "pdf", "dot")
 
 
-def complete_runs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of runs, for the shell."""
-    from circuitfind.output.store import Store
-
-    names = ["latest", *(info.name for info in Store(ctx.params.get("outputs")).runs())]
-    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
-
-
-OUTPUTS_HELP = "Folder of run folders.  [default: $CIRCUITFIND_OUTPUTS or outputs]"
-
-
 @click.command()
 @click.argument("things", metavar="|".join(THINGS), type=click.Choice(THINGS))
-@click.option("--outputs", metavar="FOLDER", help=OUTPUTS_HELP)
+@outputs_option
 @common_options
 def list_things(screen: Screen, things: str, outputs: str | None) -> None:
     """List tasks, models, methods or runs."""
@@ -146,7 +136,7 @@ def _runs(outputs: str | None) -> list[dict[str, Any]]:
 )
 @click.option("--backups", is_flag=True, help="What stands in when heads are removed, in place of the rest.")
 @click.option("--all", "everything", is_flag=True, help="With --backups, every finding.")
-@click.option("--outputs", metavar="FOLDER", help=OUTPUTS_HELP)
+@outputs_option
 @common_options
 def show(
     screen: Screen,
@@ -194,7 +184,7 @@ def show(
 
     def print_all() -> None:
         show_summary(screen, found.summary, circuit)
-        screen.out.print(f"  status        {found.status}", markup=False)
+        print_line(screen, "status", found.status)
         titles = {"top": "strongest", "readers": "strongest inputs", "neurons": "strongest neurons"}
         for key in ("nodes", "edges", *titles):
             if key in data:
@@ -247,16 +237,7 @@ def _signed(score: float | None) -> str:
 
 @click.command(name="render")
 @click.argument("run", default="latest", shell_complete=complete_runs)
-@click.option(
-    "--format",
-    "formats",
-    metavar="NAME",
-    type=click.Choice(PICTURES),
-    multiple=True,
-    default=("svg",),
-    show_default=True,
-    help="svg, png, pdf or dot; may be repeated.",
-)
+@format_option(*PICTURES)
 @click.option(
     "--to", metavar="FILE", help="Write there instead of into the run folder (one format, by its ending)."
 )
@@ -267,7 +248,7 @@ def _signed(score: float | None) -> str:
 @click.option(
     "--legend/--no-legend", default=True, show_default=True, help="What shapes, colours and widths mean."
 )
-@click.option("--outputs", metavar="FOLDER", help=OUTPUTS_HELP)
+@outputs_option
 @common_options
 def render_run(
     screen: Screen,

@@ -7,8 +7,18 @@ from typing import Any
 
 import click
 
-from circuitfind.cli.common import Screen, common_options, duration, number, share, table
-from circuitfind.cli.discover import complete_models, complete_tasks
+from circuitfind.cli.common import Screen, common_options, number, share, table
+from circuitfind.cli.lines import RunLines, interval, strongest_nodes
+from circuitfind.cli.options import (
+    complete_tasks,
+    counterfactual_option,
+    layer_list,
+    model_option,
+    picture_option,
+    place_options,
+    prompt_options,
+    rerun_option,
+)
 from circuitfind.cli.progress import Progress
 from circuitfind.config import DEFAULT_TARGET
 from circuitfind.errors import UsageError
@@ -31,12 +41,7 @@ ABLATIONS = ("resample", "mean", "zero")
     show_default=True,
     help="Those that read in them, such as 0,1,5.",
 )
-@click.option(
-    "--model",
-    metavar="NAME",
-    shell_complete=complete_models,
-    help="Zoo name, folder or hub name.  [default: the task's]",
-)
+@model_option()
 @click.option(
     "--steps",
     type=int,
@@ -51,9 +56,7 @@ ABLATIONS = ("resample", "mean", "zero")
     help=f"{', '.join(ABLATIONS)}: what ablated features and errors carry.  [default: the task's]",
 )
 @click.option("--metric", metavar="NAME", help="logit-diff, prob-diff or log-prob.  [default: the task's]")
-@click.option(
-    "--counterfactual", metavar="NAME", help="Which corrupted prompts.  [default: the task's first]"
-)
+@counterfactual_option
 @click.option(
     "--faithfulness",
     type=float,
@@ -82,36 +85,16 @@ ABLATIONS = ("resample", "mean", "zero")
     show_default=True,
     help="Sets of nodes to try at the most.",
 )
-@click.option("--count", type=int, metavar="N", help="Prompt pairs to draw.  [default: the task's]")
-@click.option(
-    "--seed", type=int, metavar="N", help="Seed that templates are filled from.  [default: the task's]"
-)
-@click.option(
-    "--min-accuracy", type=float, metavar="SHARE", help="Refuse a model below it.  [default: the task's]"
-)
-@click.option("--drop-bad-pairs", is_flag=True, help="Go on without pairs that do not line up.")
-@click.option("--memory", metavar="SIZE", help="Plan for it, such as 8GB.  [default: most of what is free]")
-@click.option("--device", metavar="NAME", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
-@click.option(
-    "--outputs", metavar="FOLDER", help="Folder of run folders.  [default: $CIRCUITFIND_OUTPUTS or outputs]"
-)
+@prompt_options
+@place_options
 @click.option(
     "--out",
     metavar="FOLDER",
     type=click.Path(path_type=Path),
     help="The run folder itself, in place of one in there.",
 )
-@click.option(
-    "--format",
-    "formats",
-    metavar="NAME",
-    type=click.Choice(("svg", "png", "pdf")),
-    multiple=True,
-    default=("svg",),
-    show_default=True,
-    help="svg, png or pdf; may be repeated.",
-)
-@click.option("--force", is_flag=True, help="Run finished stages again.")
+@picture_option
+@rerun_option
 @common_options
 def saes(
     screen: Screen,
@@ -160,7 +143,7 @@ def saes(
         edge_threshold=edge_threshold,
         evaluations=evaluations,
     )
-    wanted = _layers(layers)
+    wanted = layer_list(layers)
     spec = load_task(task)
     settings = resolve(spec, backups=False, **flags)
     if settings.ablation not in ABLATIONS:
@@ -186,58 +169,24 @@ def saes(
     screen.result({"version": 1, **found.summary}, lambda: _show(screen, found.summary))
 
 
-def _layers(text: str) -> list[int] | None:
-    if text.strip() == "all":
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UsageError(
-            f"'{text}' names no layers", hint="write numbers and commas, such as --layers 0,1, or all"
-        ) from error
-
-
 def _show(screen: Screen, summary: dict[str, Any]) -> None:
-    out, conditions, counts = screen.out, summary["conditions"], summary["counts"]
-    out.print(
-        f"[bold]{conditions['task']}[/bold] on [bold]{conditions['model']}[/bold]: features of "
-        f"{number(len(summary['sources']), 'SAE')}, by {conditions['method']}"
+    told, counts, errors = RunLines(screen, summary), summary["counts"], summary["errors"]
+    of = number(len(summary["sources"]), "SAE")
+    told.heading(f"features of {of}, by {summary['conditions']['method']}")
+    told.evaluations(low="there, what clean and corrupted prompts have in common is ablated as well")
+    told.line(
+        "kept",
+        f"{number(counts['features'], 'feature')} of {counts['active_features']:,} that fire, "
+        f"{number(counts['errors'], 'error')}, {number(counts['edges'], 'edge')}{told.minimal}",
     )
-    out.print(
-        f"  under         {conditions['ablation']} ablation, counterfactual {conditions['counterfactual']}, "
-        f"metric {conditions['metric']}, pruned to {conditions['rule']}"
+    told.line(
+        "errors",
+        f"{share(errors['by_score'])} of the summed |score|; faithfulness "
+        f"{interval(errors['without_errors'])} without any error, {interval(errors['errors_alone'])} with errors alone",
     )
-    for i, found in enumerate(summary["evaluations"]):
-        out.print(
-            f"  {'' if i else 'faithfulness':<13} {_interval(found['faithfulness'])} under {found['ablation']} ablation "
-            f"({found['metric']} {found['circuit']:.3f}; model {found['full']:.3f}, empty {found['empty']:.3f}; "
-            f"{found['n_prompts']} prompts)",
-            markup=False,
-        )
-        if i and found["faithfulness"]["value"] < 0.5:
-            out.print(f"{'':<16}(there, what clean and corrupted prompts have in common is ablated as well)")
-    minimal = ", none of which can be dropped alone" if summary["minimal"] else ""
-    out.print(
-        f"  kept          {number(counts['features'], 'feature')} of {counts['active_features']:,} that fire, "
-        f"{number(counts['errors'], 'error')}, {number(counts['edges'], 'edge')}{minimal}"
-    )
-    errors = summary["errors"]
-    out.print(
-        f"  errors        {share(errors['by_score'])} of the summed |score|; faithfulness "
-        f"{_interval(errors['without_errors'])} without any error, {_interval(errors['errors_alone'])} with errors alone",
-        markup=False,
-    )
-    prompts = summary["prompts"]
-    wrong = (
-        f" ({prompts['answered_wrongly']} answered wrongly left out)" if prompts["answered_wrongly"] else ""
-    )
-    out.print(f"  prompts       {prompts['used']} used{wrong}, accuracy {share(prompts['accuracy'])}")
-    strongest = ", ".join(f"{node['name']} {node['score']:+.2g}" for node in summary["strongest"][:6])
-    out.print(f"  strongest     {strongest}", markup=False)
-    out.print(
-        f"  cost          {duration(summary['seconds'])}, {summary['forward_passes']} forward and "
-        f"{summary['backward_passes']} backward passes, {number(summary['sets_tried'], 'set')} of nodes tried"
-    )
+    told.prompts()
+    told.strongest(strongest_nodes(summary))
+    told.cost(f"{number(summary['sets_tried'], 'set')} of nodes")
     columns = ("SAE", "stands at", "features", "that fire", "score", "of its error", "measured")
     shown = table(*columns, right=columns[2:])
     for one in summary["sources"]:
@@ -249,12 +198,5 @@ def _show(screen: Screen, summary: dict[str, Any]) -> None:
             f"{one['n_active']:,}",
             *(f"{value:+.3f}" for value in figures),
         )
-    out.print(shown, markup=False)
-    out.print(f"  run           {summary['folder']}", markup=False)
-    out.print(f"  graph         {summary['graph']}", markup=False)
-    for picture in summary["pictures"]:
-        out.print(f"  picture       {picture}", markup=False)
-
-
-def _interval(found: dict[str, float]) -> str:
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    screen.out.print(shown, markup=False)
+    told.files(graph=True)

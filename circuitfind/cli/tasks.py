@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from circuitfind.cli.common import Screen, common_options, share
-from circuitfind.cli.discover import complete_models, complete_tasks
+from circuitfind.cli.options import complete_models, complete_tasks, device_option
 from circuitfind.errors import UsageError
 
 
@@ -24,7 +24,7 @@ from circuitfind.errors import UsageError
 @click.option("--no-model", is_flag=True, help="Check the file alone; loads nothing.")
 @click.option("--counterfactual", metavar="NAME", help="Check only this one.  [default: all]")
 @click.option("--drop-bad-pairs", is_flag=True, help="Count pairs that do not line up instead of refusing.")
-@click.option("--device", metavar="NAME", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
+@device_option
 @common_options
 def validate(
     screen: Screen,

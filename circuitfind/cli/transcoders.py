@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from circuitfind.cli.common import Screen, common_options, duration, number, table
-from circuitfind.cli.discover import complete_models, complete_tasks
+from circuitfind.cli.options import complete_models, complete_tasks, device_option, in_order, layer_list
 from circuitfind.cli.progress import Progress
 from circuitfind.errors import UsageError
 
 if TYPE_CHECKING:
     from circuitfind.dictionaries.train import Told
     from circuitfind.transcoder_runs import Measured, Trained
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-DEVICE_HELP = "cpu, cuda, cuda:1, mps."
 
 
 @click.group(
@@ -38,26 +33,23 @@ def transcoders(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-def source_options(command: F) -> F:
-    """Add --text, --task and --count."""
-    for option in (
-        click.option(
-            "--count",
-            type=int,
-            metavar="N",
-            help="Prompt pairs to draw from the task.  [default: the task's]",
-        ),
-        click.option("--task", metavar="TASK", shell_complete=complete_tasks, help="Read its prompts."),
-        click.option(
-            "--text",
-            metavar="FILE",
-            type=click.Path(path_type=Path),
-            help="Plain text, texts apart by empty lines; or .jsonl with a text in each line.  "
-            "[default for mini: its corpus]",
-        ),
-    ):
-        command = option(command)
-    return command
+source_options = in_order(
+    click.option(
+        "--text",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="Plain text, texts apart by empty lines; or .jsonl with a text in each line.  "
+        "[default for mini: its corpus]",
+    ),
+    click.option("--task", metavar="TASK", shell_complete=complete_tasks, help="Read its prompts."),
+    click.option(
+        "--count",
+        type=int,
+        metavar="N",
+        help="Prompt pairs to draw from the task.  [default: the task's]",
+    ),
+)
+"""--text, --task and --count."""
 
 
 @transcoders.command()
@@ -97,7 +89,7 @@ def source_options(command: F) -> F:
     help="Where they are written. A stopped training goes on when it is given again.",
 )
 @click.option("--force", is_flag=True, help="Replace a folder that is there, and begin anew.")
-@click.option("--device", metavar="NAME", default="auto", show_default=True, help=DEVICE_HELP)
+@device_option
 @common_options
 def train(
     screen: Screen,
@@ -116,7 +108,7 @@ def train(
     from circuitfind.transcoder_runs import Source, train_transcoders
 
     settings = TranscoderSettings(**chosen)
-    wanted, source = _layers(layers), Source(text, task, count)
+    wanted, source = layer_list(layers), Source(text, task, count)
     with Progress(screen) as progress:
         progress.stage("train", "running", f"{model}, {source.label}")
         found = train_transcoders(
@@ -131,17 +123,6 @@ def train(
         )
         progress.stage("train", "finished", duration(found.seconds))
     screen.result({"version": 1, **found.as_dict()}, lambda: _print_trained(screen, found))
-
-
-def _layers(text: str) -> list[int] | None:
-    if text.strip() == "all":
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UsageError(
-            f"'{text}' names no layers", hint="write numbers and commas, such as --layers 0,1, or all"
-        ) from error
 
 
 def _how_far(told: Told) -> str:
@@ -179,7 +160,7 @@ def _print_trained(screen: Screen, found: Trained) -> None:
 @click.option(
     "--tokens", type=int, metavar="N", default=20_000, show_default=True, help="Of a text, at most."
 )
-@click.option("--device", metavar="NAME", default="auto", show_default=True, help=DEVICE_HELP)
+@device_option
 @common_options
 def evaluate(
     screen: Screen,

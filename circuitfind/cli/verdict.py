@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from circuitfind.circuit.counts import parts_in_words
-from circuitfind.cli.common import Screen, duration, number, share
+from circuitfind.cli.common import Screen, number, share
+from circuitfind.cli.lines import RunLines, interval
 from circuitfind.names import Kind
 
 KEPT = {"model": "the model", "circuit": "the circuit", "circuit_and_backups": "the circuit with its backups"}
@@ -17,64 +18,37 @@ WIDTH = 104
 
 def show_summary(screen: Screen, summary: Any, circuit: Any) -> None:
     """A run's verdict in a few lines."""
-    out, conditions, counts, prompts = (
-        screen.out,
-        summary["conditions"],
-        summary["counts"],
-        summary["prompts"],
-    )
-    out.print(
-        f"[bold]{conditions['task']}[/bold] on [bold]{conditions['model']}[/bold]: a circuit found by {conditions['method']}"
-    )
-    out.print(
-        f"  under         {conditions['ablation']} ablation, counterfactual {conditions['counterfactual']}, "
-        f"metric {conditions['metric']}, {conditions['direction']}, pruned to {conditions['rule']}"
-    )
-    for i, found in enumerate(summary["evaluations"]):
-        f = found["faithfulness"]
-        out.print(
-            f"  {'faithfulness' if i == 0 else '':<13} [bold]{f['value']:.3f}[/bold] \\[{f['low']:.3f}, {f['high']:.3f}] "
-            f"under {found['ablation']} ablation ({found['metric']} {found['circuit']:.3f}; "
-            f"model {found['full']:.3f}, empty {found['empty']:.3f}; {found['n_prompts']} prompts)"
+    told, conditions, counts = RunLines(screen, summary), summary["conditions"], summary["counts"]
+    told.heading(f"a circuit found by {conditions['method']}", conditions["direction"])
+    told.evaluations(low="there, what clean and corrupted prompts have in common is cut as well")
+    kept = f"{counts['nodes']} nodes ({parts_in_words(circuit)}), {counts['edges']} of {counts['edges_in_model']} edges"
+    told.line("kept", f"{kept} ({share(counts['share_of_edges'])}){told.minimal}")
+    told.line("prompts", _prompts(summary["prompts"]))
+    if summary["known"]:
+        known = summary["known"]
+        told.line(
+            "known circuit",
+            f"precision {known['precision']:.2f}, recall {known['recall']:.2f} over its {known['level']}",
         )
-        if i and f["value"] < 0.5:
-            out.print(f"{'':<16}(there, what clean and corrupted prompts have in common is cut as well)")
-    minimal = ", none of which can be dropped alone" if summary["minimal"] else ""
-    out.print(
-        f"  kept          {counts['nodes']} nodes ({parts_in_words(circuit)}), "
-        f"{counts['edges']} of {counts['edges_in_model']} edges "
-        f"({share(counts['share_of_edges'])}){minimal}"
-    )
+    for title, line in (*below(summary, circuit), *checked(summary), *stood_in(summary)):
+        told.line(title, line)
+    scored = {name: s for name, s in circuit.edge_scores.items() if _size(s) > 0}
+    scored = scored or {name: s for name, s in circuit.node_scores.items() if _size(s) > 0}  # node methods
+    strongest = sorted(scored.items(), key=lambda item: -_size(item[1]))[:5]
+    if strongest:
+        told.strongest(strongest)
+    told.cost(f"{summary['circuits_tried']} circuits")
+    told.files()
+
+
+def _prompts(prompts: Any) -> str:
+    """How many there were, and what was left out."""
     left = [f"{prompts['answered_wrongly']} answered wrongly"] if prompts["answered_wrongly"] else []
     left += [f"{prompts['dropped_unaligned']} not aligned"] if prompts["dropped_unaligned"] else []
     split = sum(prompts["left_out"].values())
     words = f"; {number(split, 'slot value')} left out, not one token here" if split else ""
-    out.print(
-        f"  prompts       {prompts['used']} used{' (left out: ' + ', '.join(left) + ')' if left else ''}, "
-        f"accuracy {share(prompts['accuracy'])}{words}"
-    )
-    if summary["known"]:
-        known = summary["known"]
-        out.print(
-            f"  known circuit precision {known['precision']:.2f}, recall {known['recall']:.2f} over its {known['level']}"
-        )
-    for title, line in (*below(summary, circuit), *checked(summary)):
-        out.print(f"  {title:<13} {line}", markup=False)
-    for title, line in stood_in(summary):
-        out.print(f"  {title:<13} {line}", markup=False)
-    scored = {name: s for name, s in circuit.edge_scores.items() if _size(s) > 0}
-    scored = scored or {name: s for name, s in circuit.node_scores.items() if _size(s) > 0}  # node methods
-    strongest = sorted(scored, key=lambda name: -_size(scored[name]))[:5]
-    if strongest:
-        shown = ", ".join(f"{name} {scored[name]:+.2g}" for name in strongest)
-        out.print(f"  strongest     {shown}", markup=False)
-    out.print(
-        f"  cost          {duration(summary['seconds'])}, {summary['forward_passes']} forward and "
-        f"{summary['backward_passes']} backward passes, {summary['circuits_tried']} circuits tried"
-    )
-    out.print(f"  run           {summary['folder']}", markup=False)
-    for picture in summary["pictures"]:
-        out.print(f"  picture       {picture}", markup=False)
+    without = f" (left out: {', '.join(left)})" if left else ""
+    return f"{prompts['used']} used{without}, accuracy {share(prompts['accuracy'])}{words}"
 
 
 def checked(summary: Any) -> Iterator[tuple[str, str]]:
@@ -165,16 +139,16 @@ def stood_in(summary: Any) -> Iterator[tuple[str, str]]:
         yield "" if i else "backups", line
     if found["included"]:
         before = found["faithfulness_without"][0]["faithfulness"]
-        yield "", f"included in the circuit; without them its faithfulness is {_interval(before)}"
+        yield "", f"included in the circuit; without them its faithfulness is {interval(before)}"
     complete = summary["completeness"]
     if complete is not None:
-        text = f"{_interval(complete['without_circuit'])} is left without the circuit"
+        text = f"{interval(complete['without_circuit'])} is left without the circuit"
         both = complete["without_circuit_and_backups"]
-        text += f", {_interval(both)} without its backups too" if both is not None else ""
+        text += f", {interval(both)} without its backups too" if both is not None else ""
         yield "completeness", f"{text} (0 is complete)"
         gone = complete["knocked_out"]
         if gone is not None:
-            keeps = [f"{_interval(gone[name])} of {what}" for name, what in KEPT.items()]
+            keeps = [f"{interval(gone[name])} of {what}" for name, what in KEPT.items()]
             text = f"without {' + '.join(gone['nodes'])} there is left {', '.join(keeps)}"
             for line in textwrap.wrap(text, WIDTH, break_on_hyphens=False):
                 yield "", line
@@ -185,7 +159,3 @@ def stood_in(summary: Any) -> Iterator[tuple[str, str]]:
             f"{', '.join(group['nodes'])}: not in the circuit, since without the redundant group",
         )
         yield "", f"{' + '.join(group['group'])} there is {', '.join(group['backups'])}, which {stand} in"
-
-
-def _interval(found: Any) -> str:
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
