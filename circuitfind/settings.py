@@ -193,16 +193,16 @@ def resolve(
         dictionaries=where,
         errors=_one_of("way to take errors", errors, ERRORS),  # type: ignore[arg-type]  # likewise
     )
-    if units:
+    if units or found.errors != "frozen":
         _check_units(found)
     return found
 
 
 def _nodes(text: str) -> Nodes:
-    """``--nodes`` in any order, with or without blanks; ``heads`` alone stands for heads and whole MLPs."""
+    """``--nodes`` in any order, with or without blanks."""
     given = {part.strip() for part in text.split(",")} - {""}
     for known in NODES:
-        if given == set(known.split(",")) or (given == {"heads"} and known == "heads,mlps"):
+        if given == set(known.split(",")):
             return known  # type: ignore[return-value]  # one of them
     raise UsageError(f"circuits are not made of '{text}'", hint=f"give one of: {'; '.join(NODES)}")
 
@@ -228,6 +228,16 @@ def _dictionaries(nodes: Nodes, given: str | Path | None, model: str) -> str | N
 
 def _check_units(settings: Settings) -> None:
     """Refuse what says nothing of neurons and features."""
+    if settings.nodes == "features" and settings.method != DEFAULT_UNIT_METHOD:
+        raise UsageError(
+            f"features alone are not scored by {settings.method}",
+            hint="leave out --method: with attention frozen they are scored by the gradient at the clean run",
+        )
+    if settings.errors != "frozen" and settings.nodes != "heads,features":
+        raise UsageError(
+            f"--errors {settings.errors} says nothing with --nodes {settings.nodes}",
+            hint="add --nodes heads,features, or leave it out",
+        )
     if settings.method not in UNIT_METHODS:
         raise UsageError(
             f"method {settings.method} does not score edges of neurons or features",
@@ -245,7 +255,8 @@ def _check_units(settings: Settings) -> None:
         if wrong:
             raise UsageError(
                 f"neurons and features are not looked for with {flag}",
-                hint="they are scored by noising, with resample, mean or zero ablation, all positions together",
+                hint="they are scored by noising, in fp32, with resample, mean or zero ablation, all positions together, "
+                "by logit-diff, prob-diff or log-prob",
             )
     if settings.rule.faithfulness is None:
         raise UsageError(

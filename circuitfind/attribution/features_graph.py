@@ -307,9 +307,10 @@ class _Search:
         self._target, self._budget = target, budget
         self.full = ablation.metric(ablation.everything())
         self.empty = ablation.metric(ablation.nothing())
-        if not abs(self.full - self.empty) > 1e-6 * max(abs(self.full), 1.0):
+        if not self.full - self.empty > 1e-2 * max(abs(self.full), abs(self.empty), 1e-6):
             raise RunError(
-                "ablating every feature does not change the metric, so there is no circuit of features to find",
+                f"the metric is {self.full:.4g} in the model and {self.empty:.4g} with every feature ablated, attention "
+                "frozen: there is no circuit of features to find",
                 hint="give transcoders of more layers, or prompts that differ in more than what attention moves",
             )
 

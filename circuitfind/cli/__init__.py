@@ -36,11 +36,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "render": ("circuitfind.cli.results:render_run", "Draw a run's circuit as SVG, PNG, PDF or DOT."),
     "name": (
         "circuitfind.cli.naming:name",
-        "Say where a circuit's neurons and features fire and what they write.",
+        "Say where neurons and features fire and what they write.",
     ),
     "label": (
         "circuitfind.cli.naming:label",
-        "Give parts of a model labels, which tables and pictures show.",
+        "Give parts of a model labels.",
     ),
     "transcoders": (
         "circuitfind.cli.transcoders:transcoders",

@@ -157,6 +157,11 @@ def discover(
     spec = load_task(task)
     settings = resolve(spec, options=_named(options), **flags)
     budget = memory_bytes(memory)
+    if dry_run and settings.nodes == "features":
+        raise UsageError(
+            "what --nodes features takes is not estimated",
+            hint="leave out --dry-run, or give --nodes heads,features",
+        )
     if dry_run:
         from circuitfind.plan import make_plan
 

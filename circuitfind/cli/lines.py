@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,7 @@ class RunLines:
 
     def strongest(self, scores: Iterable[tuple[str, float]]) -> None:
         """Names with their scores, as they come."""
-        self.line("strongest", ", ".join(f"{name} {score:+.2g}" for name, score in scores))
+        self.line("strongest", ", ".join(f"{shortened(name)} {score:+.2g}" for name, score in scores))
 
     def cost(self, tried: str) -> None:
         """Time and passes, and what was tried."""
@@ -101,6 +102,11 @@ class RunLines:
     def minimal(self) -> str:
         """What is said behind the number of nodes where every one is needed."""
         return ", none of which can be dropped alone" if self.summary["minimal"] else ""
+
+
+def shortened(name: str) -> str:
+    """A node or an edge with its groups cut short: ``m0.n8+9+12+15->logits`` is ``m0.n8 +3->logits``, as in pictures."""
+    return re.sub(r"(\.[nf]\d+)((?:\+\d+){2,})", lambda m: f"{m[1]} +{m[2].count('+')}", name)
 
 
 def strongest_nodes(summary: Mapping[str, Any]) -> list[tuple[str, float]]:

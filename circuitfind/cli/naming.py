@@ -141,13 +141,18 @@ def node_lines(node: dict[str, Any], between: str = "") -> Iterator[Text]:
         yield _row(
             "answer",
             Text(
-                f"{a['inner']:+.3g} (cosine {a['cosine']:+.2f}; more than {a['percentile']:.0f} % of the layer); "
-                f"over pairs ±{a['spread']:.3g} (more than {a['spread_percentile']:.0f} %)"
+                f"{a['inner']:+.3g} (cosine {a['cosine']:+.2f}; more than {_share(a['percentile'])} of the layer); "
+                f"over pairs ±{a['spread']:.3g} (more than {_share(a['spread_percentile'])})"
             ),
         )
     for entry, heads in node["heads"].items():
         words = ", ".join(f"{one['head']} z {one['z']:+.1f}" for one in heads[:SHOWN_HEADS])
         yield _row("heads" if entry == "in" else f"heads {entry}", Text(words or "none below it"))
+
+
+def _share(percentile: float) -> str:
+    """A percentile that never rounds to all: nothing is more than itself."""
+    return f"{min(percentile, 99.9):.1f} %" if percentile > 99 else f"{percentile:.0f} %"
 
 
 def _row(title: str, text: Text) -> Text:

@@ -103,8 +103,8 @@ def below(summary: Any, circuit: Any) -> Iterator[tuple[str, str]]:
         yield (
             "",
             (
-                f"attribution has the sign of the real effect in {found['signs_agree']} of "
-                f"{number(found['signs_compared'], 'kept unit')}"
+                f"attribution has the sign of the real effect in {found['signs_agree']} of the "
+                f"{number(found['signs_compared'], 'unit')} kept before edges were pruned"
             ),
         )
     lost = found.get("share_through_errors")

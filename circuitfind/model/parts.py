@@ -264,7 +264,7 @@ class NeuronParts(Parts):
         if not self.mlp.elementwise:
             raise UnsupportedError(
                 "the activation of this model mixes the neurons of an MLP, so they are no parts of it",
-                hint="use --nodes heads",
+                hint="use --nodes heads,mlps",
             )
 
     @property

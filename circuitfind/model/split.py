@@ -25,7 +25,9 @@ def split_neurons(model: Model, chosen: Mapping[int, Groups] | None = None) -> M
         UsageError: An MLP has no such neuron, or one is in two nodes.
     """
     if not model.has_mlp:
-        raise UnsupportedError(f"{model.name} has no MLPs, so it has no neurons", hint="use --nodes heads")
+        raise UnsupportedError(
+            f"{model.name} has no MLPs, so it has no neurons", hint="use --nodes heads,mlps"
+        )
     found: dict[int, Parts] = {}
     for index, layer in enumerate(model.layers):
         assert layer.mlp is not None

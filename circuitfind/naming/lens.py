@@ -60,12 +60,14 @@ def promoted(model: Model, written: Float[Tensor, "row d_model"], count: int = 5
         values = token_values(model, part)
         up, down = values.topk(count, -1), values.topk(count, -1, largest=False)
         found += [
-            Promoted(_pairs(up.indices[i], up.values[i]), _pairs(down.indices[i], down.values[i]))
+            Promoted(_pairs(up.indices[i], up.values[i], 1), _pairs(down.indices[i], down.values[i], -1))
             for i in range(len(part))
         ]
     return found
 
 
-def _pairs(tokens: Tensor, values: Tensor) -> tuple[tuple[int, float], ...]:
+def _pairs(tokens: Tensor, values: Tensor, sign: int) -> tuple[tuple[int, float], ...]:
+    """Tokens with their values, of one sign: what is promoted is not suppressed."""
     listed: Sequence[int] = tokens.tolist()
-    return tuple((int(t), float(v)) for t, v in zip(listed, values.tolist(), strict=True))
+    pairs = zip(listed, values.tolist(), strict=True)
+    return tuple((int(t), float(v)) for t, v in pairs if sign * v > 0)

@@ -31,7 +31,7 @@ def check_transcoders(model: Model, dictionaries: Sequence[Dictionary]) -> None:
     """
     if not model.has_mlp:
         raise UnsupportedError(
-            f"{model.name} has no MLPs, so no dictionary can stand for one", hint="use --nodes heads"
+            f"{model.name} has no MLPs, so no dictionary can stand for one", hint="use --nodes heads,mlps"
         )
     if not dictionaries:
         raise UsageError("there are no dictionaries", hint="give --dictionaries FOLDER, or a name on the hub")

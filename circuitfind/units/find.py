@@ -159,7 +159,7 @@ def find(
         "kept_errors": sum(node.kind is Kind.ERROR for node in nodes),
         **search,
         "explained": explained,
-        **_agreement(scores, exact, nodes),
+        **_agreement(circuits, kept, scores, exact_names, named),
         **_through_errors(circuits),
     }
     facts["node_evaluations"] = evaluations + circuits.evaluations
@@ -234,12 +234,33 @@ def _fewest(
     return np.asarray(found.kept | fixed), facts
 
 
-def _agreement(scores: Scores, exact: Mapping[int, float], nodes: tuple[Node, ...]) -> dict[str, object]:
-    """Of the kept units that were verified, how many have the sign that attribution gives them."""
-    names = {str(node) for node in nodes if node.kind in UNITS}
-    known = [row for row in exact if scores.anatomy.writer_names[row] in names]
-    same = sum(scores.values[row] * exact[row] > 0 for row in known)
-    return {"signs_compared": len(known), "signs_agree": int(same)}
+def _agreement(
+    circuits: NodeCircuits,
+    kept: np.ndarray,
+    scores: Scores,
+    exact: Mapping[str, float],
+    named: Mapping[str, Group],
+) -> dict[str, object]:
+    """Of all kept units, how many have the sign that attribution gives them; those not verified yet are now.
+
+    The attribution of a group is the sum over its members.
+    """
+    writers = circuits.runs.model.anatomy.writers
+    rows = [row for row in np.flatnonzero(kept) if writers[row].kind in UNITS]
+    effects = {name: group.effect for name, group in named.items()} | dict(exact)
+    left = [row for row in rows if str(writers[row]) not in effects]
+    if left:
+        eye = np.zeros((len(left), len(writers)), dtype=bool)
+        eye[np.arange(len(left)), left] = True
+        measured = circuits.effects(list(eye)).tolist()
+        effects |= {str(writers[row]): effect for row, effect in zip(left, measured, strict=True)}
+    proposed = dict(zip(scores.anatomy.writer_names, scores.values.tolist(), strict=True))
+    same = 0
+    for row in rows:
+        node = writers[row]
+        members = [str(unit(node.kind, node.family, node.layer, [one])) for one in node.units]
+        same += sum(proposed[one] for one in members) * effects[str(node)] > 0
+    return {"signs_compared": len(rows), "signs_agree": int(same)}
 
 
 def _through_errors(circuits: NodeCircuits) -> dict[str, object]:

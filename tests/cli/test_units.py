@@ -49,7 +49,7 @@ def test_a_second_run_reuses_the_first(cli: Cli) -> None:
     first, second = cli.good(*words), cli.good(*words)
     assert "reused" in second.err
     assert second.json["evaluations"] == first.json["evaluations"]
-    other = cli.good("discover", "neuron-lookup", "--nodes", "heads", "--json")
+    other = cli.good("discover", "neuron-lookup", "--nodes", "heads,mlps", "--json")
     assert other.json["folder"] != first.json["folder"]
 
 
@@ -97,6 +97,12 @@ def test_what_it_says(cli: Cli) -> None:
     ("words", "says"),
     [
         (("--nodes", "fish"), ("heads,neurons",)),
+        (("--nodes", "heads"), ("heads,mlps",)),
+        (("--nodes", "heads,neurons", "--errors", "recomputed"), ("--errors",)),
+        (("--nodes", "features", "--errors", "recomputed"), ("--errors",)),
+        (("--errors", "recomputed"), ("--errors",)),
+        (("--nodes", "features", "--method", "eap-ig"), ("--method",)),
+        (("--nodes", "features", "--dry-run"), ("--dry-run",)),
         (("--nodes", "heads,neurons", "--method", "acdc"), ("acdc", "eap")),
         (("--nodes", "heads,neurons", "--direction", "denoising"), ("denoising",)),
         (("--nodes", "heads,neurons", "--ablation", "optimal"), ("optimal",)),
@@ -140,4 +146,4 @@ def test_a_model_without_mlps_has_no_neurons(cli: Cli, tmp_path: Path) -> None:
     task.write_text(
         f"name: palindrome\nmodel: {folder}\nmin-accuracy: 0.5\nprompts: {{file: {folder / 'prompts.jsonl'}}}\n"
     )
-    cli.fails_loosely(2, "discover", task, "--nodes", "heads,neurons", says=("no MLPs", "--nodes heads"))
+    cli.fails_loosely(2, "discover", task, "--nodes", "heads,neurons", says=("no MLPs", "--nodes heads,mlps"))

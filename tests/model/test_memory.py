@@ -52,6 +52,7 @@ def gpt2_small() -> Any:
         d_head=64,
         w_qkv=torch.empty(768, 2304, device="meta"),
         mlp=SimpleNamespace(w_gate=None),
+        parts=None,
     )
     return SimpleNamespace(
         dtype=torch.float32,
