@@ -16,7 +16,15 @@ from circuitfind.output.store import Run, Stage, Store, stage_key
 from circuitfind.pipeline import Stages
 from circuitfind.session import Reporter, Session, Silent, backups_key, configuration, stage_keys, task_hash
 from circuitfind.settings import BackupOptions, Settings
-from circuitfind.summary import Searched, alone, circuit_file, finished_stages, searched
+from circuitfind.summary import (
+    Searched,
+    alone,
+    circuit_file,
+    finished_stages,
+    no_circuit,
+    of_features,
+    searched,
+)
 from circuitfind.task.spec import TaskSpec, load_task
 
 
@@ -78,6 +86,8 @@ def search_run(
     bare = alone(run)
     needed = ("prompts",) if bare else ("prompts", "scores", "circuit")
     missing = [name for name in needed if name not in done]
+    if of_features(run):
+        raise no_circuit(run)
     if missing:
         raise RunError(
             f"the run has no finished stage '{missing[0]}' (it is {run.status})",

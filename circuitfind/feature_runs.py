@@ -65,7 +65,7 @@ def discover_features(
         prompts = stages.prompts(keys["prompts"])
         key = stage_key(keys["scores"], vars(settings.rule), GRAPH)
         work = partial(_find, session, str(prompts.facts["counterfactual"]))
-        return stages.finish(key, work, prompts, formats, told=("share_through_errors", "prefix"))
+        return stages.finish(key, work, prompts, formats)
 
 
 def _find(session: Session, counterfactual: str) -> Made:

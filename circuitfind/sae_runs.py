@@ -23,12 +23,15 @@ from circuitfind.pipeline import Stages
 from circuitfind.session import Reporter, Session, Silent, configuration, stage_keys
 from circuitfind.settings import Settings
 from circuitfind.sparse.options import SparseOptions
+from circuitfind.summary import finished_stages, unfinished
 from circuitfind.task.spec import TaskSpec
 from circuitfind.transcoder_runs import check_model
 
 GRAPH, SCORES, PICTURE = "graph.json", "scores.json", "graph"
 STRONGEST = 10
 """Nodes that a summary names."""
+TOLD = ("prefix", "share_through_errors")
+"""Facts of the stage that a summary gives where the search knows them."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,6 @@ class GraphStages(Stages):
         work: Callable[[], Made],
         prompts: Stage,
         formats: tuple[str, ...],
-        told: Sequence[str] = (),
     ) -> FoundFeatures:
         """Find the graph, draw it, and sum it up.
 
@@ -146,14 +148,12 @@ class GraphStages(Stages):
             work: Scores, prunes, weighs edges; gives ``graph_files``.
             prompts: The stage before.
             formats: Pictures to draw; empty for none.
-            told: Facts of ``work`` that the summary gives beside those of every graph.
         """
         found = self._stage("features", key, work)
         graph = FeatureGraph.load(found.files[GRAPH])
         pictures = self.draw(graph, formats, stage_key(key, formats))
         self.record_device()
         summary = graph_summary(graph, prompts, found, pictures, self.run.path)
-        summary |= {name: found.facts[name] for name in told}
         return FoundFeatures(graph, self.run.path, summary)
 
     def draw(self, graph: FeatureGraph, formats: tuple[str, ...], key: str) -> list[Path]:
@@ -225,9 +225,43 @@ def graph_files(graph: FeatureGraph, scores: Mapping[str, float | None]) -> dict
     return {GRAPH: graph.text(), SCORES: json.dumps(data, indent=1, allow_nan=False) + "\n"}
 
 
+def stored_features(run: Run) -> FoundFeatures:
+    """What a run of ``saes`` or of ``discover --nodes features`` found, as it lies on disk.
+
+    Raises:
+        RunError: It found nothing yet, or its files were changed.
+    """
+    stages = finished_stages(run)
+    missing = next((name for name in ("prompts", "features") if name not in stages), None)
+    if missing is not None:
+        raise unfinished(run, missing)
+    found = stages["features"]
+    graph = FeatureGraph.load(found.files[GRAPH])
+    drawn, text = stages.get("pictures"), run.path / f"{PICTURE}.dot"
+    if drawn is not None:
+        pictures = [path for path in drawn.files.values() if path.suffix != ".dot"]
+    else:  # without Graphviz there is the text alone, which no stage owns
+        pictures = [text] if text.is_file() else []
+    return FoundFeatures(graph, run.path, graph_summary(graph, stages["prompts"], found, pictures, run.path))
+
+
+def stored_scores(run: Run) -> dict[str, float]:
+    """The score of every node that a finished run's graph was chosen from, by name; without those that have none.
+
+    Raises:
+        RunError: It has none yet, or its files were changed.
+    """
+    found = finished_stages(run).get("features")
+    if found is None:
+        raise unfinished(run, "features")
+    scores = json.loads(found.read(SCORES))["scores"]
+    return {name: float(score) for name, score in scores.items() if score is not None}
+
+
 def graph_summary(
     graph: FeatureGraph, prompts: Stage, found: Stage, pictures: list[Path], folder: Path
 ) -> dict[str, Any]:
+    """What a command prints of a graph, the same when it was found and when it is read again."""
     data = graph.as_dict()
     strongest = sorted(graph.node_scores.items(), key=lambda item: -abs(item[1]))[:STRONGEST]
     stages = (prompts.facts, found.facts)
@@ -245,6 +279,7 @@ def graph_summary(
         },
         "sets_tried": found.facts["evaluations"],
         "notes": found.facts["notes"],
+        **{name: found.facts[name] for name in TOLD if name in found.facts},
         "seconds": round(sum(facts["seconds"] for facts in stages), 2),
         "forward_passes": sum(facts["forward_passes"] for facts in stages),
         "backward_passes": sum(facts["backward_passes"] for facts in stages),

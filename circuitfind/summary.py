@@ -244,12 +244,8 @@ def stored(run: Run) -> Found:
     stages = finished_stages(run)
     needed = ("prompts", "scores", "circuit")
     missing = [name for name in needed if name not in stages]
-    if missing and "saes" in run.manifest["config"]:
-        raise RunError(
-            "the run found features of SAEs: it has a feature graph, and no circuit",
-            where=str(run.path),
-            hint="see its graph.json and graph.svg, or give its `circuitfind saes` command again",
-        )
+    if of_features(run):
+        raise no_circuit(run)
     if missing and alone(run):
         raise RunError(
             "the run looked for backups alone: it has no circuit",
@@ -257,11 +253,7 @@ def stored(run: Run) -> Found:
             hint=f"see `circuitfind show {run.name} --backups`, or find a circuit with `circuitfind discover`",
         )
     if missing:
-        raise RunError(
-            f"the run has no finished stage '{missing[0]}' (it is {run.status})",
-            where=str(run.path),
-            hint="give the same discover command again: finished stages are reused",
-        )
+        raise unfinished(run, missing[0])
     circuit = Circuit.load(circuit_file(stages))
     pictures = (
         [path for path in stages["pictures"].files.values() if path.suffix != ".dot"]
@@ -277,6 +269,37 @@ def stored(run: Run) -> Found:
 def alone(run: Run) -> bool:
     """Whether a run is a search for backups without a circuit."""
     return "backups" in run.manifest["config"]
+
+
+def of_features(run: Run) -> bool:
+    """Whether a run ends in a feature graph in place of a circuit."""
+    return "saes" in run.manifest["config"]
+
+
+def command_of(run: Run) -> str:
+    """The command that makes runs of its kind."""
+    if not of_features(run):
+        return "circuitfind discover"
+    return "circuitfind saes" if run.manifest["config"]["saes"] else "circuitfind discover --nodes features"
+
+
+def no_circuit(run: Run) -> RunError:
+    """That a feature graph is not a circuit."""
+    made = command_of(run)
+    return RunError(
+        f"the run is one of `{made}`: it has a feature graph, and no circuit",
+        where=str(run.path),
+        hint=f"see `circuitfind show {run.name}`, or find a circuit with `circuitfind discover`",
+    )
+
+
+def unfinished(run: Run, stage: str) -> RunError:
+    """That a run has not come so far."""
+    return RunError(
+        f"the run has no finished stage '{stage}' (it is {run.status})",
+        where=str(run.path),
+        hint=f"give the same `{command_of(run)}` command again: finished stages are reused",
+    )
 
 
 def finished_stages(run: Run) -> dict[str, Stage]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,9 @@ from circuitfind.cli.lines import print_line
 from circuitfind.cli.options import complete_runs, format_option, outputs_option
 from circuitfind.config import DEFAULT_METHOD
 from circuitfind.errors import UsageError
+
+if TYPE_CHECKING:
+    from circuitfind.output.run import Run
 
 TEN = 10
 THINGS = ("tasks", "models", "methods", "runs")
@@ -153,11 +156,15 @@ def show(
     from circuitfind.cli.verdict import show_summary
     from circuitfind.output.store import Store
     from circuitfind.output.words import words_of
-    from circuitfind.summary import alone, by_position, searched, stored, strongest
+    from circuitfind.summary import alone, by_position, of_features, searched, stored, strongest
 
     if top is not None and top < 1:
         raise UsageError(f"the {top} strongest are none", hint="give at least 1")
     run_found = Store(outputs).find(run)
+    if of_features(run_found):
+        senseless = {"--by-position": apart, "--backups": backups, "--all": everything}
+        _show_features(screen, run_found, nodes, edges, top, senseless)
+        return
     nothing_else = alone(run_found) and not (nodes or edges or top or apart)
     if backups or nothing_else:  # a search without a circuit has nothing else to show
         from circuitfind.cli.backups import print_searched
@@ -195,11 +202,58 @@ def show(
     screen.result(data, print_all)
 
 
-def _print_scores(screen: Screen, title: str, rows: list[dict[str, Any]]) -> None:
-    """Rows by strength: name, score, what else the method says of each, and what it is in the circuit."""
+def _show_features(
+    screen: Screen, run: Run, nodes: bool, edges: bool, top: int | None, senseless: dict[str, bool]
+) -> None:
+    """A run that ends in a feature graph, as the command that made it told it; ``senseless`` flags are refused."""
+    from circuitfind.cli.features import show_features
+    from circuitfind.cli.saes import show_saes
+    from circuitfind.output.words import words_of
+    from circuitfind.sae_runs import stored_features, stored_scores
+    from circuitfind.summary import command_of
+
+    made = command_of(run)
+    for flag, given in senseless.items():
+        if given:
+            raise UsageError(
+                f"a run of `{made}` has nothing to show for {flag}",
+                where=str(run.path),
+                hint="leave it out; --nodes, --edges and --top N show more of its feature graph",
+            )
+    found = stored_features(run)
+    data: dict[str, Any] = {"version": 1, **found.summary}
+    full = found.graph.as_dict()
+    if top is not None:
+        inside = {row["name"] for row in full["nodes"]}
+        first = sorted(stored_scores(run).items(), key=lambda item: -abs(item[1]))[:top]
+        data["top"] = [{"name": name, "score": score, "in_circuit": name in inside} for name, score in first]
+    if nodes:
+        labels = words_of(run).labels
+        data["nodes"] = [
+            {**row, "label": row["label"] or labels.get(row["name"].partition("@")[0])}
+            for row in full["nodes"]
+        ]
+    data |= {"edges": full["edges"]} if edges else {}
+
+    def print_all() -> None:
+        tables = (("nodes", "nodes", "score"), ("edges", "edges", "weight"), ("top", "strongest", "score"))
+        tell = show_saes if run.manifest["config"]["saes"] else show_features
+        tell(screen, found.summary)
+        print_line(screen, "status", run.status)
+        for key, title, of in tables:
+            if key in data:
+                _print_scores(screen, title, data[key], of)
+
+    screen.result(data, print_all)
+
+
+def _print_scores(screen: Screen, title: str, rows: list[dict[str, Any]], of: str = "score") -> None:
+    """Rows by strength: name, score (or what stands in its place), what else the method says of each, and what it is in
+    the circuit.
+    """
     told = (
         "name",
-        "score",
+        of,
         "in_circuit",
         "kind",
         "layer",
@@ -213,11 +267,11 @@ def _print_scores(screen: Screen, title: str, rows: list[dict[str, Any]]) -> Non
         "slot",
     )
     also = [name for name in (rows[0] if rows else ()) if name not in told]
-    shown = table(title, "score", *also, "", right=("score", *also))
-    for row in sorted(rows, key=lambda row: -abs(row["score"] or 0.0)):
+    shown = table(title, of, *also, "", right=(of, *also))
+    for row in sorted(rows, key=lambda row: -abs(row[of] or 0.0)):
         words = [row[key] for key in ("label", "role") if row.get(key)]
         mark = "; ".join(words) or ("in the circuit" if row.get("in_circuit") else "")
-        shown.add_row(row["name"], *(_signed(row[name]) for name in ("score", *also)), mark)
+        shown.add_row(row["name"], *(_signed(row[name]) for name in (of, *also)), mark)
     screen.out.print()
     screen.out.print(shown, markup=False)
 
@@ -262,16 +316,22 @@ def render_run(
 ) -> None:
     """Draw the circuit of RUN."""
     from circuitfind.output.dot import to_dot
+    from circuitfind.output.dot_features import feature_dot
     from circuitfind.output.draw import render
     from circuitfind.output.files import write_atomic
     from circuitfind.output.store import Store
     from circuitfind.output.words import words_of
-    from circuitfind.summary import stored
+    from circuitfind.sae_runs import PICTURE, stored_features
+    from circuitfind.summary import of_features, stored
 
     run_found = Store(outputs).find(run)
-    found = stored(run_found)
-    text = to_dot(found.circuit, title=title, caption=caption, legend=legend, words=words_of(run_found))
-    target = Path(to) if to else found.folder / "circuit"
+    words = words_of(run_found)
+    if of_features(run_found):
+        graph = stored_features(run_found).graph
+        text = feature_dot(graph, title=title, caption=caption, legend=legend, labels=words.texts)
+    else:
+        text = to_dot(stored(run_found).circuit, title=title, caption=caption, legend=legend, words=words)
+    target = Path(to) if to else run_found.path / (PICTURE if of_features(run_found) else "circuit")
     if to:
         formats = (target.suffix.removeprefix("."),)
         if formats[0] not in PICTURES:

@@ -166,10 +166,11 @@ def saes(
             memory=memory_bytes(memory),
             reporter=progress,
         )
-    screen.result({"version": 1, **found.summary}, lambda: _show(screen, found.summary))
+    screen.result({"version": 1, **found.summary}, lambda: show_saes(screen, found.summary))
 
 
-def _show(screen: Screen, summary: dict[str, Any]) -> None:
+def show_saes(screen: Screen, summary: dict[str, Any]) -> None:
+    """A run's verdict in a few lines, and a table of its SAEs."""
     told, counts, errors = RunLines(screen, summary), summary["counts"], summary["errors"]
     of = number(len(summary["sources"]), "SAE")
     told.heading(f"features of {of}, by {summary['conditions']['method']}")

@@ -61,6 +61,8 @@ def feature_dot(
     title: str | None = None,
     labels: Mapping[str, str] | None = None,
     most: int = DRAWN,
+    caption: bool = True,
+    legend: bool = True,
 ) -> str:
     """DOT text of a feature graph.
 
@@ -69,11 +71,19 @@ def feature_dot(
         title: A bold line above the caption; by default it names the task and the model.
         labels: More of what features mean, by node name; those of the graph come first.
         most: Nodes to draw, those with the largest scores.
+        caption: Write below what the graph holds under, and its faithfulness.
+        legend: Write below what shapes, colours and widths mean.
     """
     drawn = _chosen(graph, most)
     words = {**(labels or {}), **graph.labels}
     scale = Scale([graph.weight(edge) for edge in drawn.edges], ranks=len(drawn.rows))
-    lines = ["digraph features {", *_head(graph, drawn, scale, title)]
+    named = f"Features for {graph.conditions.task} in {graph.conditions.model}" if title is None else title
+    below = [f"<TR><TD>{_legend(drawn, scale)}</TD></TR>"] if legend else []
+    if caption or title:
+        below.append(_text(wrapped(named, _COLUMNS - 20), scale.points(12.0), bold=True))
+    if caption:
+        below += [_text(wrapped(line, _COLUMNS), scale.points(9.0)) for line in _caption(graph, drawn)]
+    lines = ["digraph features {", *_head(scale, named, below)]
     lines += _row_lines(drawn, scale)
     lines += [_node_line(node, graph, words, scale) for row in drawn.rows.values() for node in row]
     lines += [
@@ -105,21 +115,15 @@ def _size(value: float) -> float:
     return -1.0 if math.isnan(value) else abs(value)
 
 
-def _head(graph: FeatureGraph, drawn: _Drawn, scale: Scale, title: str | None) -> Iterator[str]:
-    named = f"Features for {graph.conditions.task} in {graph.conditions.model}" if title is None else title
+def _head(scale: Scale, named: str, below: list[str]) -> Iterator[str]:
+    label = '""'
+    if below:
+        label = f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="2">{"".join(below)}</TABLE>>'
     yield "  graph [rankdir=BT, newrank=true, outputorder=edgesfirst, splines=true, ranksep=0.55, nodesep=0.18,"
     yield f"    pad=0.15, bgcolor=white, fontname={quoted(FONT)}, fontsize=10, fontcolor={quoted(INK)}, labelloc=b,"
-    yield f"    tooltip={quoted(named)}, label={_below(graph, drawn, scale, named)}];"
+    yield f"    tooltip={quoted(named)}, label={label}];"
     yield f"  node [shape=plain, fontname={quoted(FONT)}, fontsize={scale.points(11.0)}, fontcolor={quoted(INK)}];"
     yield f"  edge [fontname={quoted(FONT)}, arrowhead=normal];"
-
-
-def _below(graph: FeatureGraph, drawn: _Drawn, scale: Scale, title: str) -> str:
-    """A legend, the title and the caption, in Graphviz's HTML."""
-    rows = [f"<TR><TD>{_legend(drawn, scale)}</TD></TR>"]
-    rows.append(_text(wrapped(title, _COLUMNS - 20), scale.points(12.0), bold=True))
-    rows += [_text(wrapped(line, _COLUMNS), scale.points(9.0)) for line in _caption(graph, drawn)]
-    return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="2">{"".join(rows)}</TABLE>>'
 
 
 def _caption(graph: FeatureGraph, drawn: _Drawn) -> Iterator[str]:

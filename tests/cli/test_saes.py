@@ -60,8 +60,13 @@ def test_from_end_to_end(cli: Cli, toy: Toy, saes: Path) -> None:
     assert cli.folder / data["graph"] == folder / "graph.json"
     assert cli.good(*words, "-q").err == ""
     cli.tidy()
-    told = cli.fails(3, "show", folder.name, says=("features of SAEs", "circuitfind saes"))
-    assert "graph.json" in told.err
+    assert cli.good("show", folder.name).out == found.out + "  status        finished\n"
+    assert cli.good("show", "--json").json == data
+    cli.fails(2, "show", "--backups", says=("`circuitfind saes` has nothing to show for --backups",))
+    cli.fails(3, "backups", folder.name, says=("`circuitfind saes`: it has a feature graph, and no circuit",))
+    (folder / "graph.json").write_text("{}")
+    told = cli.fails(3, "show", says=("no finished stage 'features'", "the same `circuitfind saes` command"))
+    assert "graph.json is missing or was changed" in told.err
 
 
 def test_other_options_make_other_runs(cli: Cli, toy: Toy, saes: Path) -> None:
