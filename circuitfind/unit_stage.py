@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -49,8 +48,8 @@ def score_units(session: Session, method: Method) -> Made:
     )
     facts = {"level": scores.level, **scores.facts, "units": dict(found.facts)}
     return {
-        "scores.npz": _npz(scores),
-        "nodes.npz": _npz(found.scores),
+        "scores.npz": scores.to_bytes(),
+        "nodes.npz": found.scores.to_bytes(),
         "units.json": json.dumps(as_dict(found), indent=1) + "\n",
     }, facts
 
@@ -91,9 +90,3 @@ def as_dict(found: Found) -> dict[str, Any]:
             for name, group in found.groups.items()
         ],
     }
-
-
-def _npz(scores: Scores) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **scores.arrays())  # type: ignore[arg-type]  # numpy's stub takes no str arrays
-    return buffer.getvalue()

@@ -6,6 +6,7 @@ zero.
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -125,6 +126,12 @@ class Scores:
             if array is not None:
                 found[name] = array
         return found | {_EXTRA + name: array for name, array in self.extra.items()}
+
+    def to_bytes(self) -> bytes:
+        """The content of that file."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **self.arrays())  # type: ignore[arg-type]  # numpy's stub takes no str arrays
+        return buffer.getvalue()
 
     @classmethod
     def load(cls, path: Path) -> Scores:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -25,13 +24,11 @@ class Features:
 
     Attributes:
         ids: What held features are called.
-        activation: What they fire by.
         threshold: Of JumpReLU.
-        k: Of TopK.
+        k: Of TopK; ReLU has neither.
     """
 
     ids: Int[Tensor, " held"]
-    activation: Literal["relu", "jumprelu", "topk"]
     w_enc: Float[Tensor, "d_model held"]
     b_enc: Float[Tensor, " held"]
     w_dec: Float[Tensor, "held d_model"]

@@ -45,7 +45,8 @@ class PartRun:
 
     def since(self, gap: int) -> PartRun:
         """Without the first ``gap`` positions."""
-        return PartRun(*(None if x is None else x[:, gap:] for x in self.tensors))  # type: ignore[arg-type]  # values are there
+        error, level, pre = (None if x is None else x[:, gap:] for x in self.tensors[1:])
+        return PartRun(self.values[:, gap:], error, level, pre)
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:

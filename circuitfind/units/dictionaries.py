@@ -94,7 +94,6 @@ def as_features(one: Dictionary, layer: Layer) -> Features:
     topk = one.activation == "topk"
     return Features(
         ids=torch.arange(one.n_features, device=like.device),
-        activation=one.activation,
         w_enc=w_enc,
         b_enc=b_enc.to(like),
         w_dec=(one.w_dec / one.scale_out).to(like),

@@ -181,7 +181,6 @@ def random_features(model: Model, index: int, activation: Activation, *, skip: b
     topk = activation == "topk"
     return Features(
         ids=torch.arange(3, 3 + n),
-        activation=activation,
         w_enc=w_enc,
         b_enc=b_enc,
         w_dec=draw(n, d) / n**0.5,
