@@ -295,10 +295,11 @@ def no_circuit(run: Run) -> RunError:
 
 def unfinished(run: Run, stage: str) -> RunError:
     """That a run has not come so far."""
+    made = f"`{command_of(run)}`" if of_features(run) else "discover"
     return RunError(
         f"the run has no finished stage '{stage}' (it is {run.status})",
         where=str(run.path),
-        hint=f"give the same `{command_of(run)}` command again: finished stages are reused",
+        hint=f"give the same {made} command again: finished stages are reused",
     )
 
 
