@@ -30,8 +30,12 @@ def known_roles(spec: TaskSpec, model: str) -> dict[str, str]:
         from circuitfind.model.load import planted
 
         return dict(planted(model).roles)
-    known = spec.known.get(model)
-    return {} if known is None else {node: role for role, nodes in known.roles.items() for node in nodes}
+    return {
+        node: role
+        for known in reversed(spec.known_of(model))
+        for role, nodes in known.roles.items()
+        for node in nodes
+    }
 
 
 def known_edges(spec: TaskSpec, settings: Settings) -> frozenset[str]:
@@ -49,8 +53,7 @@ def known_edges(spec: TaskSpec, settings: Settings) -> frozenset[str]:
         features = "features" in settings.nodes
         edges = truth.units.feature_edges if features else truth.units.edges
         return edges.get(settings.ablation, frozenset())
-    known = spec.known.get(settings.model)
-    return frozenset() if known is None else frozenset(known.edges)
+    return next((frozenset(one.edges) for one in spec.known_of(settings.model) if one.edges), frozenset())
 
 
 def compare_with_known(spec: TaskSpec, settings: Settings, circuit: Circuit) -> dict[str, Any] | None:
@@ -58,9 +61,9 @@ def compare_with_known(spec: TaskSpec, settings: Settings, circuit: Circuit) -> 
     edges = known_edges(spec, settings)
     if edges:
         return _compare("edges", {str(e) for e in circuit.edges}, set(edges))
-    known = spec.known.get(settings.model)
-    if known is not None and known.heads:
-        return _compare("heads", {str(n) for n in circuit.heads}, set(known.heads))
+    for known in spec.known_of(settings.model):
+        if known.heads:
+            return _compare("heads", {str(n) for n in circuit.heads}, set(known.heads))
     return None
 
 

@@ -57,7 +57,8 @@ def _shape(value: Any) -> str:
     return "<number>" if isinstance(value, int) and not isinstance(value, bool) else "<text>"
 
 
-def _one_of_two(first: str, other: str) -> Discriminator:
+def one_of_two(first: str, other: str) -> Discriminator:
+    """Tells two branches of a union apart by their shape."""
     return Discriminator(lambda value: first if _shape(value) == first else other)
 
 
@@ -109,7 +110,7 @@ TemplateAnswer = Annotated[
 CorruptedTemplate = Annotated[
     Annotated[Text, Tag("<text>")]
     | Annotated[Annotated[dict[Key, Text], Field(min_length=1)], Tag("<mapping>")],
-    _one_of_two("<mapping>", "<text>"),
+    one_of_two("<mapping>", "<text>"),
 ]
 
 
@@ -157,7 +158,7 @@ class SlotRule(Part):
 
 Slot = Annotated[
     Annotated[WordList, Tag("<list>")] | Annotated[SlotRule, Tag("<mapping>")],
-    _one_of_two("<mapping>", "<list>"),
+    one_of_two("<mapping>", "<list>"),
 ]
 Row = Annotated[dict[SlotName, Text], Field(min_length=1)]
 
@@ -174,13 +175,13 @@ class RowRule(Part):
 Rows = Annotated[
     Annotated[Annotated[tuple[Row, ...], Field(min_length=1)], Tag("<list>")]
     | Annotated[RowRule, Tag("<mapping>")],
-    _one_of_two("<mapping>", "<list>"),
+    one_of_two("<mapping>", "<list>"),
 ]
 
 PromptValue = Annotated[
     Annotated[Text, Tag("<text>")]
     | Annotated[Annotated[tuple[TokenId, ...], Field(min_length=1)], Tag("<list>")],
-    _one_of_two("<list>", "<text>"),
+    one_of_two("<list>", "<text>"),
 ]
 Corrupted = Annotated[
     Annotated[PromptValue, Tag("<prompt>")]
@@ -188,7 +189,7 @@ Corrupted = Annotated[
     Discriminator(lambda value: "<mapping>" if _shape(value) == "<mapping>" else "<prompt>"),
 ]
 AnswerToken = Annotated[
-    Annotated[Text, Tag("<text>")] | Annotated[TokenId, Tag("<number>")], _one_of_two("<number>", "<text>")
+    Annotated[Text, Tag("<text>")] | Annotated[TokenId, Tag("<number>")], one_of_two("<number>", "<text>")
 ]
 Answer = Annotated[
     Annotated[AnswerToken, Tag("<one>")]
@@ -240,7 +241,7 @@ class TokenPosition(Part):
 
     token: Annotated[
         Annotated[Text, Tag("<text>")] | Annotated[TokenId, Tag("<number>")],
-        _one_of_two("<number>", "<text>"),
+        one_of_two("<number>", "<text>"),
     ] = Field(description="The token as text (with its leading blank) or id.")
     occurrence: Count = Field(default=1, description="Which of its places in the clean prompt, from 1.")
 

@@ -26,7 +26,7 @@ import circuitfind
 from circuitfind.config import DEFAULT_MIN_ACCURACY, Ablation, Direction
 from circuitfind.errors import TaskError, did_you_mean
 from circuitfind.task.checks import END, find_problems
-from circuitfind.task.findings import Expect, Known
+from circuitfind.task.findings import Expect, Known, KnownList
 from circuitfind.task.parts import (
     DEFAULT_COUNTERFACTUAL,
     Part,
@@ -94,7 +94,9 @@ class TaskSpec(Part):
     min_accuracy: Annotated[float, Strict(), Field(ge=0, le=1)] = Field(
         default=DEFAULT_MIN_ACCURACY, description="Share of pairs that a model must answer rightly."
     )
-    known: dict[Text, Known] = Field(default={}, description="Circuits that are known, by model.")
+    known: dict[Text, KnownList] = Field(
+        default={}, description="Circuits that are known, by model; one, or a list of several with names."
+    )
     expect: dict[Text, Expect] = Field(
         default={}, description="What `circuitfind check` holds each model to."
     )
@@ -130,6 +132,12 @@ class TaskSpec(Part):
         """Names of the counterfactuals, the default first (those of a prompt file: once it is read)."""
         items = self.prompts.templates or self.prompts.pairs
         return tuple(items[0].counterfactuals) if items else (DEFAULT_COUNTERFACTUAL,)
+
+    def known_of(self, model: str, name: str | None = None) -> tuple[Known, ...]:
+        """The known circuits of a model, or that of a name; empty where none is."""
+        found = self.known.get(model, ())
+        every = (found,) if isinstance(found, Known) else found
+        return tuple(one for one in every if name is None or one.name == name)
 
     @property
     def count(self) -> int | None:
