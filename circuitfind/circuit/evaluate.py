@@ -6,20 +6,23 @@ model is 1 and the empty circuit 0 by construction, whatever the ablation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitfind.circuit.graph import Evaluation, Interval
+from circuitfind.circuit.intervals import BOOTSTRAP, bootstrap_ratio
 from circuitfind.config import Ablation
 from circuitfind.errors import RunError, UnsupportedError
 from circuitfind.model.node_pass import Patch
 from circuitfind.model.runs import Runs
 
-BOOTSTRAP = 2000
-"""Resamples of the prompts behind an interval."""
+__all__ = ["BOOTSTRAP", "Evaluator", "bootstrap_ratio", "evaluate_twice", "measured"]
+
+AT_ONCE = 64
+"""Circuits handed to the model together, where there may be very many."""
 
 
 class Evaluator:
@@ -41,6 +44,33 @@ class Evaluator:
         self.n_evaluations += len(masks)
         every = self.runs.model.anatomy.edge_mask
         return self.runs.patched([Patch(edges=every & ~mask) for mask in masks], ablation=self.ablation)
+
+    def each_once(
+        self, masks: Iterable[Bool[np.ndarray, "writer reader"]]
+    ) -> Float[np.ndarray, "circuit prompt"]:
+        """The same as ``values``, some masks at a time, and each one only once however often it is there.
+
+        The full and the empty circuit take the values of ``full`` and ``empty``, so that theirs is exactly 1 and 0.
+        """
+        every = self.runs.model.anatomy.edge_mask
+        known = {np.packbits(every).tobytes(): self.full, bytes(len(np.packbits(every))): self.empty}
+        order: list[bytes] = []
+        waiting: dict[bytes, Bool[np.ndarray, "writer reader"]] = {}
+
+        def run() -> None:
+            known.update(zip(waiting, self.values(list(waiting.values())), strict=True))
+            waiting.clear()
+
+        for mask in masks:
+            key = np.packbits(mask & every).tobytes()
+            order.append(key)
+            if key not in known and key not in waiting:
+                waiting[key] = mask
+                if len(waiting) == AT_ONCE:
+                    run()
+        if waiting:
+            run()
+        return np.array([known[key] for key in order]).reshape(len(order), len(self.full))
 
     @property
     def full(self) -> Float[np.ndarray, " prompt"]:
@@ -120,15 +150,3 @@ def evaluate_twice(
         except UnsupportedError as error:
             notes.append(error.what)
     return found, notes
-
-
-def bootstrap_ratio(
-    top: Float[np.ndarray, " prompt"], bottom: Float[np.ndarray, " prompt"], *, seed: int, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile interval of mean(top) / mean(bottom) when the prompts are drawn again with replacement."""
-    generator = np.random.default_rng(seed)
-    draws = generator.integers(0, len(top), size=(BOOTSTRAP, len(top)))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = top[draws].mean(1) / bottom[draws].mean(1)
-    low, high = np.nanquantile(ratios, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

@@ -15,7 +15,7 @@ from circuitfind.config import Ablation, Direction, Level, Positions
 from circuitfind.methods.base import Cost
 from circuitfind.methods.contraction import ReaderGradients
 from circuitfind.methods.eap_ig import run_between
-from circuitfind.methods.gradient_edges import add_gradient, edge_scores
+from circuitfind.methods.gradient_edges import Passes, add_gradient, edge_scores
 from circuitfind.model.anatomy import Anatomy
 from circuitfind.model.contrast import Contrast
 from circuitfind.model.runs import Runs
@@ -31,28 +31,31 @@ class CleanCorrupted:
     def cost(self, anatomy: Anatomy) -> Cost:
         return Cost(forward=2, backward=2)
 
+    def passes(self, runs: Runs, *, ablation: Ablation, direction: Direction) -> Passes:
+        """A backward pass at either end.
+
+        Raises:
+            UnsupportedError: A metric without a gradient at the clean run.
+        """
+        runs.check_gradient("clean")
+        real = ablation == "resample"
+
+        def collect(runs: Runs, number: int, contrast: Contrast, into: ReaderGradients) -> None:
+            add_gradient(runs, number, contrast.base, into, 0.5)
+            other = runs.trace(number, "corrupted", keep=True) if real else run_between(runs, contrast, 0.0)
+            add_gradient(runs, number, other, into, 0.5)
+
+        return Passes((collect,), at_corrupted=real)
+
     def run(
         self, runs: Runs, *, ablation: Ablation, direction: Direction, positions: Positions = "none"
     ) -> Scores:
         """Scores of every edge; the same for both directions, since both ends are taken.
 
         Raises:
-            UnsupportedError: A metric without a gradient at the clean run.
+            UnsupportedError: As for ``passes``.
         """
-        runs.check_gradient("clean")
-
-        def collect(runs: Runs, number: int, contrast: Contrast, into: ReaderGradients) -> None:
-            add_gradient(runs, number, contrast.base, into, 0.5)
-            real = ablation == "resample"
-            other = runs.trace(number, "corrupted", keep=True) if real else run_between(runs, contrast, 0.0)
-            add_gradient(runs, number, other, into, 0.5)
-
+        passes = self.passes(runs, ablation=ablation, direction=direction)
         return edge_scores(
-            runs,
-            self.name,
-            collect,
-            ablation=ablation,
-            direction=direction,
-            positions=positions,
-            at_corrupted=ablation == "resample",
+            runs, self.name, passes, ablation=ablation, direction=direction, positions=positions
         )

@@ -15,7 +15,7 @@ from circuitfind.circuit.scores import Scores
 from circuitfind.config import Ablation, Direction, Level, Positions
 from circuitfind.methods.base import Cost
 from circuitfind.methods.contraction import ReaderGradients
-from circuitfind.methods.gradient_edges import add_gradient, edge_scores, needs_corrupted_run
+from circuitfind.methods.gradient_edges import Passes, add_gradient, edge_scores, needs_corrupted_run
 from circuitfind.model.anatomy import Anatomy
 from circuitfind.model.contrast import Contrast
 from circuitfind.model.rules import PLAIN, Rules
@@ -36,14 +36,11 @@ class EAP:
         """How the backward pass is changed."""
         return PLAIN
 
-    def run(
-        self, runs: Runs, *, ablation: Ablation, direction: Direction, positions: Positions = "none"
-    ) -> Scores:
-        """Scores of every edge, the mean over prompts, positive where the clean value helps.
+    def passes(self, runs: Runs, *, ablation: Ablation, direction: Direction) -> Passes:
+        """One backward pass, at the clean or at the corrupted run.
 
         Raises:
             UnsupportedError: Denoising without a corrupted run to take the gradient at, or a metric without gradient.
-            RunError: The edges of a node do not sum to the node.
         """
         needs_corrupted_run(direction, ablation)
         side: Literal["clean", "corrupted"] = "clean" if direction == "noising" else "corrupted"
@@ -54,14 +51,18 @@ class EAP:
             trace = contrast.base if side == "clean" else runs.trace(number, "corrupted", keep=True)
             add_gradient(runs, number, trace, into, rules=rules)
 
+        return Passes((collect,), rules, at_clean=side == "clean", at_corrupted=side == "corrupted")
+
+    def run(
+        self, runs: Runs, *, ablation: Ablation, direction: Direction, positions: Positions = "none"
+    ) -> Scores:
+        """Scores of every edge, the mean over prompts, positive where the clean value helps.
+
+        Raises:
+            UnsupportedError: As for ``passes``.
+            RunError: The edges of a node do not sum to the node.
+        """
+        passes = self.passes(runs, ablation=ablation, direction=direction)
         return edge_scores(
-            runs,
-            self.name,
-            collect,
-            ablation=ablation,
-            direction=direction,
-            positions=positions,
-            rules=rules,
-            at_clean=side == "clean",
-            at_corrupted=side == "corrupted",
+            runs, self.name, passes, ablation=ablation, direction=direction, positions=positions
         )

@@ -25,7 +25,7 @@ from circuitfind.config import Ablation, Direction, Level, Positions
 from circuitfind.errors import UsageError, did_you_mean
 from circuitfind.methods.base import Cost
 from circuitfind.methods.contraction import ReaderGradients
-from circuitfind.methods.gradient_edges import add_gradient, edge_scores
+from circuitfind.methods.gradient_edges import Passes, add_gradient, edge_scores
 from circuitfind.model.anatomy import Anatomy
 from circuitfind.model.contrast import Contrast
 from circuitfind.model.forward import Trace, run_trace
@@ -72,10 +72,8 @@ class EAPIG:
     def cost(self, anatomy: Anatomy) -> Cost:
         return Cost(forward=2 + self.steps, backward=self.steps)
 
-    def run(
-        self, runs: Runs, *, ablation: Ablation, direction: Direction, positions: Positions = "none"
-    ) -> Scores:
-        """Scores of every edge, the mean over prompts, positive where the clean value helps.
+    def passes(self, runs: Runs, *, ablation: Ablation, direction: Direction) -> Passes:
+        """A backward pass at each point of the path.
 
         Raises:
             UnsupportedError: A metric without gradient, or one whose gradient is zero at an end point that is taken.
@@ -87,12 +85,17 @@ class EAPIG:
             for at in path:
                 add_gradient(runs, number, run_between(runs, contrast, at), into, 1 / len(path))
 
+        return Passes((collect,), at_clean=False)
+
+    def run(
+        self, runs: Runs, *, ablation: Ablation, direction: Direction, positions: Positions = "none"
+    ) -> Scores:
+        """Scores of every edge, the mean over prompts, positive where the clean value helps.
+
+        Raises:
+            UnsupportedError: As for ``passes``.
+        """
+        passes = self.passes(runs, ablation=ablation, direction=direction)
         return edge_scores(
-            runs,
-            self.name,
-            collect,
-            ablation=ablation,
-            direction=direction,
-            positions=positions,
-            at_clean=False,
+            runs, self.name, passes, ablation=ablation, direction=direction, positions=positions
         )

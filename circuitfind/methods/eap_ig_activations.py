@@ -27,7 +27,7 @@ from circuitfind.config import Ablation, Direction, Level, Positions
 from circuitfind.methods.base import Cost
 from circuitfind.methods.contraction import ReaderGradients
 from circuitfind.methods.eap_ig import path_points, run_between
-from circuitfind.methods.gradient_edges import Collect, edge_scores
+from circuitfind.methods.gradient_edges import Passes, edge_scores
 from circuitfind.model.anatomy import Anatomy
 from circuitfind.model.bridge import Model
 from circuitfind.model.contrast import Contrast
@@ -104,10 +104,8 @@ class EAPIGActivations:
         )
         return Cost(forward=2 + self.steps * (1 + above), backward=self.steps * len(components(anatomy)))
 
-    def run(
-        self, runs: Runs, *, ablation: Ablation, direction: Direction, positions: Positions = "none"
-    ) -> Scores:
-        """Scores of every edge, the mean over prompts, positive where the clean value helps.
+    def passes(self, runs: Runs, *, ablation: Ablation, direction: Direction) -> Passes:
+        """A backward pass at each point of the path of each component.
 
         Raises:
             UnsupportedError: A metric without gradient, or one whose gradient is zero at an end point that is taken.
@@ -127,7 +125,17 @@ class EAPIGActivations:
                 _, behind = runs.backward(number, trace, visit, dropped=dropped)
                 into.add_input(behind, weight)
 
-        collects: list[Collect] = [partial(collect, part) for part in parts]
+        return Passes(tuple(partial(collect, part) for part in parts))
+
+    def run(
+        self, runs: Runs, *, ablation: Ablation, direction: Direction, positions: Positions = "none"
+    ) -> Scores:
+        """Scores of every edge, the mean over prompts, positive where the clean value helps.
+
+        Raises:
+            UnsupportedError: As for ``passes``.
+        """
+        passes = self.passes(runs, ablation=ablation, direction=direction)
         return edge_scores(
-            runs, self.name, collects, ablation=ablation, direction=direction, positions=positions
+            runs, self.name, passes, ablation=ablation, direction=direction, positions=positions
         )

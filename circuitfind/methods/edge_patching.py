@@ -46,14 +46,15 @@ class EdgePatching:
     def cost(self, anatomy: Anatomy) -> Cost:
         if not self.of:
             return Cost(forward=2 + anatomy.n_edges, backward=0)
-        first = self._proposer().cost(anatomy)
-        return replace(first, forward=first.forward + min(self._top, anatomy.n_edges))
+        first = self.proposer().cost(anatomy)
+        return replace(first, forward=first.forward + min(self.n_edges, anatomy.n_edges))
 
     @property
-    def _top(self) -> int:
+    def n_edges(self) -> int:
+        """How many edges a method proposes."""
         return self.top or DEFAULT_TOP
 
-    def _proposer(self) -> Method:
+    def proposer(self) -> Method:
         """The method that proposes edges.
 
         Raises:
@@ -88,8 +89,8 @@ class EdgePatching:
         anatomy = runs.model.anatomy
         extra: dict[str, np.ndarray] = {}
         if self.of:
-            proposed = self._proposer().run(runs, ablation=ablation, direction=direction)
-            edges = proposed.ranked_edges()[: self._top]
+            proposed = self.proposer().run(runs, ablation=ablation, direction=direction)
+            edges = proposed.ranked_edges()[: self.n_edges]
             extra = {"proposed": proposed.values.copy()}
         elif self.top:
             raise UsageError(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from circuitfind.circuit.scores import Scores
 from circuitfind.config import Ablation, Direction, Positions
 from circuitfind.errors import RunError, UnsupportedError
-from circuitfind.methods.contraction import ReaderGradients, attribute
+from circuitfind.methods.contraction import Attribution, ReaderGradients, attribute
 from circuitfind.methods.positions import group_positions, merged
 from circuitfind.model.contrast import Contrast
 from circuitfind.model.forward import Trace
@@ -21,6 +26,36 @@ IDENTITY_TOLERANCE = 1e-3
 
 Collect = Callable[[Runs, int, Contrast, ReaderGradients], None]
 """Adds the gradients of one batch: ``collect(runs, number, contrast, into)``."""
+Groups = Callable[[int, int], tuple[Int[Tensor, "row pos"] | None, int]]
+"""Which tokens of a batch are summed together, and in how many groups: ``groups(number, start)``."""
+TABLE_BYTES = 256 << 20
+"""What the tables of the single prompts of a batch take at the most."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The backward passes that a method takes in front of the contraction.
+
+    Attributes:
+        collect: Several are added up; each is contracted before the next one runs, so that memory stays that of one.
+        rules: Those of the backward passes.
+        at_clean: Whether gradients are taken at the clean run, which must then keep what they need.
+        at_corrupted: The same for the corrupted run.
+    """
+
+    collect: tuple[Collect, ...]
+    rules: Rules = PLAIN
+    at_clean: bool = True
+    at_corrupted: bool = False
+
+
+@runtime_checkable
+class GradientMethod(Protocol):
+    """A method whose scores are the mean over prompts of what some backward passes give for each."""
+
+    def passes(self, runs: Runs, *, ablation: Ablation, direction: Direction) -> Passes:
+        """What it takes; refuses what the method refuses."""
+        ...
 
 
 def add_gradient(
@@ -47,77 +82,112 @@ def needs_corrupted_run(direction: Direction, ablation: Ablation) -> None:
 def edge_scores(
     runs: Runs,
     name: str,
-    collect: Collect | Sequence[Collect],
+    passes: Passes,
     *,
     ablation: Ablation,
     direction: Direction,
     positions: Positions,
-    rules: Rules = PLAIN,
-    at_clean: bool = True,
-    at_corrupted: bool = False,
 ) -> Scores:
     """Scores of every edge, the mean over prompts, positive where the clean value helps.
 
     Args:
         runs: The prompts.
         name: The method's name.
+        passes: What it takes.
         ablation: As for a method.
         direction: The same.
         positions: The same.
-        rules: Those of the backward passes.
-        collect: Several are added up; each is contracted before the next one runs, so that memory stays that of one.
-        at_clean: Whether gradients are taken at the clean run, which must then keep what they need.
-        at_corrupted: The same for the corrupted run.
 
     Raises:
         RunError: The edges of a node do not sum to the node (a self-check that holds for every model).
     """
-    parts = [collect] if callable(collect) else collect
-    return runs.fitted(
-        lambda: _edge_scores(runs, name, parts, ablation, direction, positions, rules, at_clean, at_corrupted)
-    )
+    return runs.fitted(lambda: _edge_scores(runs, name, passes, ablation, direction, positions))
+
+
+def weighted_scores(
+    runs: Runs, passes: Passes, weights: Float[np.ndarray, "draw prompt"], *, ablation: Ablation
+) -> tuple[Float[np.ndarray, "draw writer reader"], Float[np.ndarray, "draw writer"]]:
+    """Weighted sums of the scores that single prompts have, of edges and of nodes, from one run of the method.
+
+    A row of 1 / n gives the method's scores, a row of the unit matrix those of one prompt, and a row that counts how often
+    each prompt was drawn, divided by the number of draws, the scores of the drawn prompts. Not so under ``mean`` ablation,
+    where what a prompt is ablated to depends on the others: there it stays the mean over all of ``runs``.
+
+    Args:
+        runs: The prompts.
+        passes: What the method takes.
+        weights: Of each prompt in each sum.
+        ablation: As for a method.
+
+    Raises:
+        RunError: The edges of a node do not sum to the node.
+    """
+    writers, readers = runs.model.anatomy.edge_mask.shape
+    most = max(1, TABLE_BYTES // (12 * writers * readers))  # in single precision there, in double here
+    if max(len(batch.index) for batch in runs.batches) > most:
+        runs = runs.smaller(most)
+    return runs.fitted(lambda: _weighted_scores(runs, passes, weights, ablation))
+
+
+def _weighted_scores(
+    runs: Runs, passes: Passes, weights: Float[np.ndarray, "draw prompt"], ablation: Ablation
+) -> tuple[Float[np.ndarray, "draw writer reader"], Float[np.ndarray, "draw writer"]]:
+    def groups(number: int, start: int) -> tuple[Int[Tensor, "row pos"], int]:
+        rows, length = runs.batches[number].clean.shape
+        every = torch.arange(rows, device=runs.model.device)
+        return every[:, None].expand(-1, length - start), rows
+
+    shape = runs.model.anatomy.edge_mask.shape
+    edges, nodes = np.zeros((len(weights), *shape)), np.zeros((len(weights), shape[0]))
+    for number, found in _attributions(runs, passes, ablation, groups):
+        share = weights[:, runs.batches[number].index]
+        edges += np.tensordot(share, found.edges, 1)
+        nodes += share @ found.nodes
+    _check_identity(runs, edges, nodes)
+    return edges, nodes
+
+
+def _attributions(
+    runs: Runs, passes: Passes, ablation: Ablation, groups: Groups
+) -> Iterator[tuple[int, Attribution]]:
+    """What each part of a method gives of each batch: (number, sums over the tokens of each group)."""
+    for number in range(len(runs.batches)):
+        # Now, so that neither is run again to keep more of it.
+        if passes.at_clean:
+            runs.trace(number, "clean", keep=True)
+        if passes.at_corrupted:
+            runs.trace(number, "corrupted", keep=True)
+        contrast = runs.contrast(number, ablation, keep=passes.at_clean)
+        labels, count = groups(number, contrast.base.place.start)
+        for collect in passes.collect:
+            into = ReaderGradients(runs.model, passes.rules)
+            collect(runs, number, contrast, into)
+            if len(passes.collect) == 1:
+                contrast = runs.lightened(contrast)
+            yield number, attribute(into, runs.model, contrast.written, contrast.cut, labels, count)
 
 
 def _edge_scores(
     runs: Runs,
     name: str,
-    parts: Sequence[Collect],
+    passes: Passes,
     ablation: Ablation,
     direction: Direction,
     positions: Positions,
-    rules: Rules,
-    at_clean: bool,
-    at_corrupted: bool,
 ) -> Scores:
     model, shape = runs.model, runs.model.anatomy.edge_mask.shape
     grouping = group_positions(runs, positions, shape[0] * shape[1])
     count = 1 if grouping is None else len(grouping.names)
+
+    def groups(number: int, start: int) -> tuple[Int[Tensor, "row pos"] | None, int]:
+        return None if grouping is None else grouping.of(number, start, model.device), count
+
     edges, nodes = np.zeros((count, *shape)), np.zeros((count, shape[0]))
-    for number in range(len(runs.batches)):
-        # Now, so that neither is run again to keep more of it.
-        if at_clean:
-            runs.trace(number, "clean", keep=True)
-        if at_corrupted:
-            runs.trace(number, "corrupted", keep=True)
-        contrast = runs.contrast(number, ablation, keep=at_clean)
-        start = contrast.base.place.start
-        groups = None if grouping is None else grouping.of(number, start, model.device)
-        for collect in parts:
-            into = ReaderGradients(model, rules)
-            collect(runs, number, contrast, into)
-            if len(parts) == 1:
-                contrast = runs.lightened(contrast)
-            found = attribute(into, model, contrast.written, contrast.cut, groups, count)
-            edges += found.edges
-            nodes += found.nodes
+    for _, found in _attributions(runs, passes, ablation, groups):
+        edges += found.edges
+        nodes += found.nodes
     edges, nodes = edges / len(runs), nodes / len(runs)
-    gap = _identity_gap(edges, nodes)
-    allowed = IDENTITY_TOLERANCE if model.precision == "fp32" else 50 * IDENTITY_TOLERANCE
-    if model.dtype.itemsize >= 4 and not gap <= allowed:
-        raise RunError(
-            f"the edges of a node do not sum to the node (off by {gap:.1e} of the largest): the scores cannot be trusted",
-            hint="please report this model; --method activation-patching takes no gradients",
-        )
+    gap = _check_identity(runs, edges, nodes)
     return Scores(
         anatomy=model.anatomy,
         level="edge",
@@ -133,6 +203,18 @@ def _edge_scores(
     )
 
 
-def _identity_gap(edges: np.ndarray, nodes: np.ndarray) -> float:
+def _check_identity(runs: Runs, edges: np.ndarray, nodes: np.ndarray) -> float:
+    """How far the edges of a node are from summing to the node, as a share of the largest node.
+
+    Raises:
+        RunError: Too far.
+    """
     scale = float(np.abs(nodes).max())
-    return 0.0 if scale == 0 else float(np.abs(np.nansum(edges, axis=-1) - nodes).max()) / scale
+    gap = 0.0 if scale == 0 else float(np.abs(np.nansum(edges, axis=-1) - nodes).max()) / scale
+    allowed = IDENTITY_TOLERANCE if runs.model.precision == "fp32" else 50 * IDENTITY_TOLERANCE
+    if runs.model.dtype.itemsize >= 4 and not gap <= allowed:
+        raise RunError(
+            f"the edges of a node do not sum to the node (off by {gap:.1e} of the largest): the scores cannot be trusted",
+            hint="please report this model; --method activation-patching takes no gradients",
+        )
+    return gap

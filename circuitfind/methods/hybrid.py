@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from circuitfind.circuit.changes import spearman
 from circuitfind.circuit.scores import Scores
 from circuitfind.config import Ablation, Direction, Level, Positions
 from circuitfind.errors import UsageError, did_you_mean
@@ -43,6 +44,8 @@ BOUNDS_AT = 10
 """The bound is told for the true 10 strongest, and for as many as were verified."""
 PROPOSALS = ("eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "relp", "gim", "atp", "atp-star")
 """Methods that estimate an effect in units of the metric, so that an exact effect can be set beside the estimate."""
+
+Part = Int[np.ndarray, "_"]
 
 
 @dataclass(frozen=True)
@@ -115,25 +118,17 @@ class Hybrid:
         needs_corrupted_run(direction, ablation)
         found = self.proposal().run(runs, ablation=ablation, direction=direction, positions=positions)
         flat = found.values.ravel()
-        order = np.argsort(-np.where(np.isnan(flat), -1.0, np.abs(flat)), kind="stable")
-        order = order[: int(np.isfinite(flat).sum())]
-        top = order[: min(self.verify, len(order) // 2)]
-        others = order[len(top) :]
-        drawn = np.random.default_rng(self.seed).choice(
-            others, size=min(len(top), len(others)), replace=False
-        )
-        rest = np.setdiff1d(others, drawn)
+        top, drawn, rest = self.choose(flat)
         parts = [np.array([i]) for i in (*top, *drawn)] + ([rest] if len(rest) else [])
-        patched = effects(runs, [_patch(found, part) for part in parts], direction, ablation).mean(1)
+        patched = effects(runs, [part_patch(found, part) for part in parts], direction, ablation).mean(1)
         exact = np.full(flat.shape, np.nan)
         exact[top], exact[drawn] = patched[: len(top)], patched[len(top) : len(top) + len(drawn)]
-        stronger = np.abs(np.nan_to_num(exact)) > np.abs(np.nan_to_num(flat))
-        values = np.where(stronger, exact, flat)
+        values = joined(flat, exact)
         refuse_zeros(runs, values)
         facts = {
             "proposed_by": self.propose,
             "level": found.level,
-            **verification(flat, exact, top, drawn, len(others)),
+            **verification(flat, exact, top, drawn, len(drawn) + len(rest)),
             "rest_together": float(patched[-1]) if len(rest) else None,
         }
         shape = found.values.shape
@@ -152,8 +147,27 @@ class Hybrid:
             facts={**found.facts, "verification": facts},
         )
 
+    def choose(self, proposed: Float[np.ndarray, " scored"]) -> tuple[Part, Part, Part]:
+        """Where among proposed values those stand that are verified, those that are drawn of the others, and the rest."""
+        order = np.argsort(-np.where(np.isnan(proposed), -1.0, np.abs(proposed)), kind="stable")
+        order = order[: int(np.isfinite(proposed).sum())]
+        top = order[: min(self.verify, len(order) // 2)]
+        others = order[len(top) :]
+        drawn = np.random.default_rng(self.seed).choice(
+            others, size=min(len(top), len(others)), replace=False
+        )
+        return top, drawn, np.setdiff1d(others, drawn)
 
-def _patch(like: Scores, part: Int[np.ndarray, " part"]) -> Patch:
+
+def joined(
+    proposed: Float[np.ndarray, " scored"], exact: Float[np.ndarray, " scored"]
+) -> Float[np.ndarray, " scored"]:
+    """The larger of each proposed and exact value, by magnitude and with its sign."""
+    stronger = np.abs(np.nan_to_num(exact)) > np.abs(np.nan_to_num(proposed))
+    return np.where(stronger, exact, proposed)
+
+
+def part_patch(like: Scores, part: Part) -> Patch:
     """Some edges or nodes, by where they stand among the values of scores, all together."""
     mask = np.zeros(like.values.shape, dtype=bool)
     mask.flat[part] = True
@@ -215,13 +229,4 @@ def _chance_of_at_most(population: int, marked: int, draws: int, hits: int) -> f
 
 def rank_correlation(a: Float[np.ndarray, " scored"], b: Float[np.ndarray, " scored"]) -> float | None:
     """Spearman's, of magnitudes, since they are what is ranked; None of fewer than three or where all are equal."""
-    ranks = [_ranks(np.abs(x)) for x in (a, b)]
-    if len(a) < 3 or any(np.ptp(r) == 0 for r in ranks):
-        return None
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _ranks(x: Float[np.ndarray, " scored"]) -> Float[np.ndarray, " scored"]:
-    """Ranks, equal values sharing their mean."""
-    ordered = np.sort(x)
-    return np.asarray((np.searchsorted(ordered, x, "left") + np.searchsorted(ordered, x, "right") - 1) / 2)
+    return spearman(np.abs(a), np.abs(b))

@@ -96,6 +96,21 @@ def test_evaluations_are_counted_and_deterministic() -> None:
     assert first == evaluator().evaluate(masks[1])
 
 
+def test_each_circuit_is_run_once_however_often_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("circuitfind.circuit.evaluate.AT_ONCE", 3)
+    ev = evaluator()
+    every = ev.runs.model.anatomy.edge_mask
+    masks = [random_mask(every, d, 0) for d in (0.2, 0.3, 0.4, 0.5, 0.6)]
+    asked = [*masks, masks[2], every.copy(), np.zeros_like(every), masks[0], every | True]
+    found = ev.each_once(mask for mask in asked)
+    assert ev.n_evaluations == 1 + 5  # the empty one, and five
+    np.testing.assert_allclose(found, evaluator().values([mask & every for mask in asked]), atol=1e-5)
+    np.testing.assert_array_equal(found[6], ev.full)
+    np.testing.assert_array_equal(found[7], ev.empty)
+    np.testing.assert_array_equal(found[5], found[2])
+    assert ev.each_once([]).shape == (0, 12)
+
+
 def test_nothing_to_explain_is_an_error() -> None:
     model = families.model("ln")
     same = tuple(replace(p, corrupted=p.clean) for p in pairs_for(model))
