@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from circuitfind import zoo
 
 
 def hash_files(folder: Path) -> str:
-    """Hash of the files that decide what a model folder computes and reads."""
+    """Hash of the files that decide what a model folder computes and reads, and of its true edges where they are known."""
     digest = hashlib.sha256()
-    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+    names = (
+        "config.json",
+        "edges.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+        "merges.txt",
+    )
     for path in sorted(
         [*(folder / name for name in names), *folder.glob("*.safetensors"), *folder.glob("tokenizer.model")]
     ):
@@ -21,6 +29,11 @@ def hash_files(folder: Path) -> str:
                 while chunk := handle.read(1 << 24):
                     digest.update(chunk)
     return digest.hexdigest()
+
+
+def model_folder(name: str) -> Path:
+    """The folder that a model's name would be; variables are filled in, as in ``$CIRCUITFIND_MODELS/modadd-113``."""
+    return Path(os.path.expandvars(name)).expanduser()
 
 
 def identity(name: str) -> str | None:
@@ -37,5 +50,5 @@ def identity(name: str) -> str | None:
         for path in sorted((Path(zoo.__file__).parent / "planted").glob("*.py")):
             digest.update(path.read_bytes())
         return digest.hexdigest()
-    folder = Path(name).expanduser()
+    folder = model_folder(name)
     return hash_files(folder) if folder.is_dir() else None

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from circuitfind.errors import ModelError, nearest
 from circuitfind.model.bridge import Model
-from circuitfind.model.identity import hash_files, identity
+from circuitfind.model.identity import hash_files, identity, model_folder
 from circuitfind.model.quiet import quiet
 from circuitfind.model.tl_format import boot_native, load_tl
 from circuitfind.model.tokenizer import HFTokenizer
@@ -56,9 +56,15 @@ def load_model(name: str, *, device: str = "auto") -> Model:
     where = pick_device(device)
     if is_zoo(name):
         return _load_zoo(name, where)
-    folder = Path(name).expanduser()
+    folder = model_folder(name)
     if folder.is_dir():
         return _load_folder(folder, name, where)
+    if name.startswith("$"):
+        variable = name.partition("/")[0][1:].strip("{}")
+        raise ModelError(
+            f"there is no folder '{name}'" + ("" if str(folder).startswith("$") else f" ({folder})"),
+            hint=f"set {variable} to the folder that holds it, or name the model's own folder by --model",
+        )
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(
             f"'{name}' is {'a file' if folder.exists() else 'no folder'}",

@@ -23,8 +23,11 @@ class HFTokenizer:
 
     @property
     def bos_id(self) -> int | None:
-        """The beginning-of-text token, whether or not the tokenizer puts it in front of a text."""
+        """The beginning-of-text token, whether or not the tokenizer puts it in front of a text; the end-of-text token of
+        tokenizers that have none (Qwen's), as in TransformerLens.
+        """
         found = self._tokenizer.bos_token_id
+        found = self._tokenizer.eos_token_id if found is None else found
         return None if found is None else int(found)
 
     @property

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StrictBool, StrictStr, Tag, model_validator
+from pydantic import AfterValidator, Field, Strict, StrictBool, StrictInt, StrictStr, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from circuitfind.config import Ablation, Direction, Nodes
 from circuitfind.errors import UsageError
 from circuitfind.names import Edge, Kind, Node, parse_edge, parse_node
-from circuitfind.task.parts import Count, Key, Number, Part, Text, one_of_two
+from circuitfind.task.part import Key, Part, Text
+from circuitfind.task.parts import Count, Number, PositionName, one_of_two
 
 
 def _reads_as(kind: str, read: Callable[[str], object]) -> AfterValidator:
@@ -49,6 +50,7 @@ NodeName = Annotated[StrictStr, _reads_as("node", parse_node)]
 HeadName = Annotated[StrictStr, _reads_as("head", _head)]
 MlpName = Annotated[StrictStr, _reads_as("mlp", _mlp)]
 EdgeName = Annotated[StrictStr, _reads_as("edge", _edge)]
+Share = Annotated[float, Strict(), Field(ge=0, le=1)]
 
 
 class Known(Part):
@@ -59,6 +61,9 @@ class Known(Part):
     heads: tuple[HeadName, ...] = Field(default=(), description="Its attention heads.")
     mlps: tuple[MlpName, ...] = Field(default=(), description="Its MLP layers.")
     roles: dict[Key, tuple[NodeName, ...]] = Field(default={}, description="What each group of nodes does.")
+    positions: dict[PositionName, tuple[NodeName, ...]] = Field(
+        default={}, description="Where nodes act, by the name of a position."
+    )
     edges: tuple[EdgeName, ...] = Field(default=(), description="Its edges, where they are known.")
     ablation: Text | None = Field(
         default=None,
@@ -99,6 +104,15 @@ class Range(Part):
             raise PydanticCustomError("empty_range", "min is greater than max")
         return self
 
+    @property
+    def words(self) -> str:
+        """The range, such as ``at least 0.9`` or ``3 to 5``."""
+        if self.min is None:
+            return f"at most {self.max:g}"
+        if self.max is None:
+            return f"at least {self.min:g}"
+        return f"{self.min:g}" if self.min == self.max else f"{self.min:g} to {self.max:g}"
+
     def holds(self, value: float) -> bool:
         """Whether ``value`` lies in the range, ends included; NaN never does."""
         low = self.min is None or value >= self.min
@@ -122,11 +136,37 @@ class Strongest(Part):
     )
 
 
+class Top(Part):
+    """Heads that must be among those with the greatest effect."""
+
+    count: Count = Field(description="How many of the heads with the greatest effect are looked at.")
+    heads: Annotated[tuple[HeadName, ...], Field(min_length=1)] = Field(
+        description="Heads to be found there."
+    )
+    at_least: Count | None = Field(default=None, description="How many of them must be; all if left out.")
+
+    @model_validator(mode="after")
+    def _can_hold(self) -> Top:
+        needed = self.at_least or len(self.heads)
+        if needed > min(self.count, len(self.heads)):
+            raise PydanticCustomError(
+                "top",
+                "asks for {needed} of {heads} heads among {count}",
+                {"needed": needed, "heads": len(self.heads), "count": self.count},
+            )
+        return self
+
+
 class ExpectBackups(Part):
     """What must be found to stand in for others, and what must not."""
 
-    contains: tuple[NodeName, ...] = Field(default=(), description="Nodes that must be found as backups.")
+    contains: tuple[NodeName, ...] = Field(
+        default=(), description="Nodes that must be found as backups, of the first or second order."
+    )
     excludes: tuple[NodeName, ...] = Field(default=(), description="Nodes that must not be.")
+    kinds: dict[NodeName, Literal["backup", "second-order backup", "relief"]] = Field(
+        default={}, description="What nodes must be found as: backup, second-order backup or relief."
+    )
 
 
 class CheckSettings(Part):
@@ -150,9 +190,34 @@ class CheckSettings(Part):
     backups: StrictBool | None = Field(default=None, description="Whether to look for backups.")
 
 
+class Tolerance(Part):
+    """How far a run may be from the stored baseline before a check says that it differs."""
+
+    accuracy: Share | None = Field(
+        default=None, description="Change in the share of pairs answered rightly.  [default: one pair]"
+    )
+    metric: Share = Field(
+        default=0.005,
+        description="Change in the mean metric, as a share of what lies between clean and corrupted prompts.",
+    )
+    scores: Share = Field(
+        default=0.02, description="Change in a score, as a share of the greatest of the baseline."
+    )
+    faithfulness: Share = Field(default=0.02, description="Change in faithfulness.")
+    edges: Share | None = Field(
+        default=None,
+        description="Least Jaccard index of the edges with those of the baseline; below 1, no edge of the stronger half "
+        "may come or go either.  [default: 1 for planted models, 0.9 for others]",
+    )
+    backups: Annotated[StrictInt, Field(ge=0)] = Field(
+        default=0, description="How many findings of the search for backups may differ."
+    )
+
+
 class Expect(Part):
     """What ``circuitfind check`` holds a model's circuit to."""
 
+    name: Key | None = Field(default=None, description="What the case is called, where a model has several.")
     tier: Literal[1, 2, 3] = Field(
         default=1,
         description="1: needs no download and runs on every commit; 2: a small hub model; 3: a GPU.",
@@ -165,6 +230,10 @@ class Expect(Part):
     contains: Contains | None = Field(default=None, description="What must be in the circuit.")
     excludes: Contains | None = Field(default=None, description="What must not be in the circuit.")
     strongest: Strongest | None = Field(default=None, description="What must have the greatest effect.")
+    top: Top | None = Field(default=None, description="Heads that must be among the strongest.")
+    negative: tuple[NodeName, ...] = Field(
+        default=(), description="Nodes whose effect must be negative: they work against the answer."
+    )
     against: Key | None = Field(
         default=None, description="Name of the known circuit that precision, recall and roc-auc are against."
     )
@@ -183,3 +252,23 @@ class Expect(Part):
     refuses: tuple[Key, ...] = Field(
         default=(), description="Names of known circuits that must not be certified."
     )
+    tolerance: Tolerance = Field(default=Tolerance(), description="How far the stored baseline may be.")
+
+
+def _named_apart(cases: tuple[Expect, ...]) -> tuple[Expect, ...]:
+    names = [case.name for case in cases]
+    if len(set(names)) < len(names):
+        raise PydanticCustomError(
+            "case_names", "lists two cases of the same name (give each but one a 'name' of its own)"
+        )
+    return cases
+
+
+ExpectList = Annotated[
+    Annotated[Expect, Tag("<mapping>")]
+    | Annotated[
+        Annotated[tuple[Expect, ...], Field(min_length=1), AfterValidator(_named_apart)], Tag("<list>")
+    ],
+    one_of_two("<mapping>", "<list>"),
+]
+"""What is expected of a model: one case, or several with names that run ``discover`` each in its own way."""

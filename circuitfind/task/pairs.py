@@ -98,8 +98,8 @@ class PromptPairs:
     """The pairs of a task for one tokenizer and one counterfactual.
 
     ``dropped`` are pairs that do not line up. ``left_out`` are slot values that the tokenizer splits, by
-    slot; ``C+YY`` are combinations of slots that touch (those met while drawing). ``asked`` is how many were
-    wanted.
+    slot; ``C+YY`` are combinations of slots that touch (those met while drawing). ``passed`` counts rows of a
+    data set that the task does not take, by reason. ``asked`` is how many were wanted.
     """
 
     pairs: tuple[PromptPair, ...]
@@ -107,6 +107,7 @@ class PromptPairs:
     dropped: tuple[Dropped, ...] = ()
     left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     asked: int | None = None
+    passed: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -143,6 +144,7 @@ class PromptPairs:
         for slot, values in self.left_out.items():
             words = ", ".join(values[:5]) + (", ..." if len(values) > 5 else "")
             notes.append(f"{len(values)} values of {slot} left out, not one token here: {words}")
+        notes += [f"{number} rows left out: {reason}" for reason, number in self.passed.items()]
         if self.dropped:
             notes.append(
                 f"{len(self.dropped)} of {made} pairs dropped: {self.dropped[0].reason} (and the like)"

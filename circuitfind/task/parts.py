@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     Strict,
@@ -18,29 +17,13 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from circuitfind.task.dataset import DatasetPrompts
+from circuitfind.task.part import Key, Part, Text
+
 DEFAULT_COUNTERFACTUAL = "corrupted"
 """Name of the counterfactual of a pair that gives only one, without a name."""
 
 
-class Part(BaseModel):
-    """Base of all parts: frozen, unknown keys forbidden, hyphens in YAML."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, alias_generator=lambda name: name.replace("_", "-"), allow_inf_nan=False
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _note_keys(cls, data: Any, info: Any) -> Any:
-        # `info` is pydantic's ValidationInfo, a protocol that cannot be checked at runtime.
-        # The loader passes a dict as context; an unknown key is then answered with the nearest of these.
-        if isinstance(info.context, dict) and isinstance(data, dict):
-            info.context[id(data)] = [field.alias or name for name, field in cls.model_fields.items()]
-        return data
-
-
-Text = Annotated[StrictStr, StringConstraints(min_length=1)]
-Key = Annotated[StrictStr, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 SlotName = Annotated[StrictStr, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 PositionName = Annotated[StrictStr, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_+-]*$")]
 Number = Annotated[float, Strict()]
@@ -263,7 +246,7 @@ Position = Annotated[
 
 
 class Prompts(Part):
-    """Where the prompt pairs come from: exactly one of templates, pairs, file, zoo."""
+    """Where the prompt pairs come from: exactly one of templates, pairs, file, dataset, zoo."""
 
     templates: Annotated[tuple[TemplatePair, ...], Field(min_length=1)] | None = Field(
         default=None, description="Templates whose slots are filled from a seed."
@@ -287,6 +270,9 @@ class Prompts(Part):
         description="A .jsonl or .csv file of pairs, relative to this file: columns clean, corrupted, "
         "answer, wrong, and corrupted:NAME for further counterfactuals.",
     )
+    dataset: DatasetPrompts | None = Field(
+        default=None, description="Rows of a data set, in a folder or on the hub."
+    )
     zoo: ZooPrompts | None = Field(
         default=None, description="Prompts that the model of the zoo makes itself."
     )
@@ -299,7 +285,7 @@ class Prompts(Part):
 
     @property
     def kind(self) -> str:
-        """Which source is given: templates, pairs, file or zoo."""
+        """Which source is given: templates, pairs, file, dataset or zoo."""
         return next(kind for kind in SOURCES if getattr(self, kind) is not None)
 
     @property
@@ -322,7 +308,7 @@ class Prompts(Part):
             found = " and ".join(given) if given else "none"
             raise PydanticCustomError(
                 "one_source",
-                "needs exactly one of templates, pairs, file and zoo, has {found}",
+                "needs exactly one of templates, pairs, file, dataset and zoo, has {found}",
                 {"found": found},
             )
         if given != ["templates"]:
@@ -338,4 +324,4 @@ class Prompts(Part):
         return self
 
 
-SOURCES = ("templates", "pairs", "file", "zoo")
+SOURCES = ("templates", "pairs", "file", "dataset", "zoo")

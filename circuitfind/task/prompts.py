@@ -20,6 +20,7 @@ from circuitfind.task.pairs import (
     pad,
 )
 from circuitfind.task.parts import DEFAULT_COUNTERFACTUAL
+from circuitfind.task.rows import read_rows
 from circuitfind.task.spec import TaskSpec
 from circuitfind.task.templates import Filled
 
@@ -69,7 +70,7 @@ def make_pairs(
         n_vocab: Size of the vocabulary, to check token ids where there is no tokenizer.
 
     Raises:
-        TaskError: a prompt file that cannot be read, or an unknown counterfactual.
+        TaskError: a prompt file or data set that cannot be read, or an unknown counterfactual.
         PromptError: pairs that do not line up (each shown with its tokens), or no usable pair.
     """
     if tokenizer is None and spec.vocab is not None:
@@ -93,7 +94,8 @@ def make_pairs(
         raise PromptError(
             f"{asked} pairs were asked for", hint="ask for at least one", where=spec.where("prompts")
         )
-    raw, name, left_out = _raw_pairs(spec, aligner, counterfactual, asked, seed, zoo_pairs)
+    passed: dict[str, int] = {}
+    raw, name, left_out = _raw_pairs(spec, aligner, counterfactual, asked, seed, zoo_pairs, passed)
     pairs: list[PromptPair] = []
     dropped: list[Dropped] = []
     for item in raw:
@@ -110,7 +112,7 @@ def make_pairs(
             where=spec.where("prompts"),
             details=[f"left out of {slot}: {', '.join(values[:8])}" for slot, values in left_out.items()],
         )
-    return PromptPairs(tuple(pairs), name, tuple(dropped), left_out, asked)
+    return PromptPairs(tuple(pairs), name, tuple(dropped), left_out, asked, passed)
 
 
 def _raw_pairs(
@@ -120,8 +122,9 @@ def _raw_pairs(
     count: int | None,
     seed: int | None,
     zoo_pairs: Sequence[ZooPair] | None,
+    passed: dict[str, int],
 ) -> tuple[list[RawPair], str, dict[str, tuple[str, ...]]]:
-    """The pairs before tokenisation, the counterfactual's name, and slot values left out."""
+    """The pairs before tokenisation, the counterfactual's name, and slot values left out; ``passed`` is filled."""
     prompts = spec.prompts
     if prompts.file is not None:
         folder = spec.path.parent if spec.path is not None else Path()
@@ -140,6 +143,11 @@ def _raw_pairs(
             hint=did_you_mean(name, known),
             where=spec.where("prompts"),
         )
+    if prompts.dataset is not None:
+        folder = spec.path.parent if spec.path is not None else Path()
+        rows, reasons = read_rows(prompts.dataset, folder, aligner, name, count)
+        passed.update(reasons)
+        return rows, name, {}
     if prompts.templates is not None:
         drawer = Drawer(spec, aligner, name)
         drawn = drawer.draw(count or 1, spec.seed if seed is None else seed)
@@ -195,7 +203,8 @@ def _prompt(value: str | tuple[int, ...]) -> Filled | tuple[int, ...]:
 
 def _needs_tokenizer(spec: TaskSpec) -> bool:
     prompts = spec.prompts
-    return prompts.templates is not None or any(isinstance(pair.clean, str) for pair in prompts.pairs or ())
+    from_text = prompts.templates is not None or prompts.dataset is not None
+    return from_text or any(isinstance(pair.clean, str) for pair in prompts.pairs or ())
 
 
 def _bos(spec: TaskSpec, tokenizer: Tokenizer | None) -> int | None:

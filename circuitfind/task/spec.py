@@ -26,15 +26,9 @@ import circuitfind
 from circuitfind.config import DEFAULT_MIN_ACCURACY, Ablation, Direction
 from circuitfind.errors import TaskError, did_you_mean
 from circuitfind.task.checks import END, find_problems
-from circuitfind.task.findings import Expect, Known, KnownList
-from circuitfind.task.parts import (
-    DEFAULT_COUNTERFACTUAL,
-    Part,
-    Position,
-    PositionName,
-    Prompts,
-    Text,
-)
+from circuitfind.task.findings import Expect, ExpectList, Known, KnownList
+from circuitfind.task.part import Part, Text
+from circuitfind.task.parts import DEFAULT_COUNTERFACTUAL, Position, PositionName, Prompts
 from circuitfind.task.source import Source, explain, read_yaml
 from circuitfind.task.starter import STARTER
 
@@ -97,8 +91,9 @@ class TaskSpec(Part):
     known: dict[Text, KnownList] = Field(
         default={}, description="Circuits that are known, by model; one, or a list of several with names."
     )
-    expect: dict[Text, Expect] = Field(
-        default={}, description="What `circuitfind check` holds each model to."
+    expect: dict[Text, ExpectList] = Field(
+        default={},
+        description="What `circuitfind check` holds each model to; one case, or a list of several.",
     )
 
     _source: Source | None = PrivateAttr(default=None)
@@ -130,6 +125,8 @@ class TaskSpec(Part):
     @property
     def counterfactuals(self) -> tuple[str, ...]:
         """Names of the counterfactuals, the default first (those of a prompt file: once it is read)."""
+        if self.prompts.dataset is not None:
+            return tuple(self.prompts.dataset.corrupted)
         items = self.prompts.templates or self.prompts.pairs
         return tuple(items[0].counterfactuals) if items else (DEFAULT_COUNTERFACTUAL,)
 
@@ -138,6 +135,11 @@ class TaskSpec(Part):
         found = self.known.get(model, ())
         every = (found,) if isinstance(found, Known) else found
         return tuple(one for one in every if name is None or one.name == name)
+
+    def expect_of(self, model: str) -> tuple[Expect, ...]:
+        """The cases of a model; empty where nothing is expected of it."""
+        found = self.expect.get(model, ())
+        return (found,) if isinstance(found, Expect) else found
 
     @property
     def count(self) -> int | None:

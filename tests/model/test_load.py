@@ -379,3 +379,20 @@ def test_loading_twice_gives_the_same_model(family: str) -> None:
     assert model.fingerprint == twin.fingerprint
     assert model.tokenizer is None
     assert len(random_pairs()) == 5
+
+
+def test_variables_in_the_name_of_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = families.folder("ln")
+    monkeypatch.setenv("CIRCUITFIND_MODELS", str(folder.parent))
+    found = load_model("$CIRCUITFIND_MODELS/ln", device="cpu")
+    assert found.name == "$CIRCUITFIND_MODELS/ln"
+    assert identity(found.name) == identity(str(folder)) == found.fingerprint
+    with pytest.raises(ModelError, match=r"no folder '\$CIRCUITFIND_MODELS/nowhere' \(.*nowhere\)"):
+        load_model("$CIRCUITFIND_MODELS/nowhere", device="cpu")
+
+
+def test_a_variable_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CIRCUITFIND_MODELS", raising=False)
+    with pytest.raises(ModelError, match="no folder") as told:
+        load_model("${CIRCUITFIND_MODELS}/ln", device="cpu")
+    assert "set CIRCUITFIND_MODELS" in told.value.hint

@@ -61,3 +61,13 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write_file
+
+
+@pytest.fixture
+def rows_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that $CIRCUITFIND_ROWS names; the hub is off."""
+    monkeypatch.setenv("CIRCUITFIND_ROWS", str(tmp_path / "rows"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "rows").mkdir()
+    return tmp_path / "rows"

@@ -189,14 +189,14 @@ BAD = {
         replaced("  count: 3", "  count: 3\n  file: x.csv"),
         3,
         "prompts",
-        "needs exactly one of templates, pairs, file and zoo, has templates and file",
+        "needs exactly one of templates, pairs, file, dataset and zoo, has templates and file",
         "",
     ),
     "no source": (
         "name: x\nprompts: {count: 3}\n",
         2,
         "prompts",
-        "needs exactly one of templates, pairs, file and zoo, has none",
+        "needs exactly one of templates, pairs, file, dataset and zoo, has none",
         "",
     ),
     "slots beside a file": (

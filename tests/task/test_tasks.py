@@ -16,7 +16,11 @@ from circuitfind.task.spec import find_tasks, json_schema, load_task, template
 
 FOLDER = Path(__file__).parents[2] / "tasks"
 TASKS = find_tasks([FOLDER])
-TEXT_TASKS = [name for name in TASKS if load_task(name, [FOLDER]).prompts.kind != "zoo"]
+KINDS = {name: load_task(name, [FOLDER]).prompts.kind for name in TASKS}
+TEXT_TASKS = [name for name, kind in KINDS.items() if kind == "templates"]
+"""Those that make their prompts; rows of data sets are tested in test_rows.py."""
+OWN_TOKENS = [name for name, kind in KINDS.items() if kind == "pairs"]
+"""Those whose prompts are token ids, or words of their own vocabulary."""
 MINI = Path(circuitfind.__file__).parent / "zoo" / "mini" / "weights" / "tokenizer.json"
 
 
@@ -41,6 +45,12 @@ class FileTokenizer:
 def test_all_are_there() -> None:
     behaviours = "capitals coloured-objects docstring gendered-pronoun greater-than induction ioi"
     behaviours += " subject-verb-agreement successor planted-induction ioi-planted and-gate or-gate"
+    behaviours += (
+        " acronyms copy-suppression sentiment sports bracket-classifier modular-addition interpbench-ioi"
+    )
+    behaviours += (
+        " arithmetic-addition arithmetic-subtraction arithmetic-division tracr-reverse tracr-xproportion"
+    )
     assert set(behaviours.split()) <= set(TASKS)
 
 
@@ -62,15 +72,20 @@ def test_schema_refuses_an_unknown_key() -> None:
         jsonschema.validate({**data, "modle": "mini"}, json_schema())
 
 
-def check_pairs(name: str, tokenizer: FileTokenizer) -> dict[str, tuple[str, ...]]:
+def check_pairs(name: str, tokenizer: FileTokenizer | None) -> dict[str, tuple[str, ...]]:
     """Every counterfactual lines up in full; gives what was left out."""
     spec = load_task(TASKS[name])
     left_out: dict[str, tuple[str, ...]] = {}
     for counterfactual in spec.counterfactuals:
         pairs = make_pairs(spec, tokenizer, counterfactual=counterfactual)
-        assert len(pairs) == spec.count
+        assert len(pairs) == (spec.count or len(spec.prompts.pairs or ()))
         assert not pairs.dropped
-        assert all(len(pair.clean) == len(pair.corrupted) for pair in pairs)
+        for pair in pairs:
+            assert len(pair.clean) == len(pair.corrupted)
+            assert pair.clean != pair.corrupted
+            assert pair.answer
+            assert pair.wrong
+            assert not set(pair.answer) & set(pair.wrong)
         left_out |= pairs.left_out
     return left_out
 
@@ -85,13 +100,18 @@ def test_pairs_under_the_tokenizer_of_gpt2(name: str) -> None:
     assert set(left_out) <= ({"C", "C+YY", "C+ZZ"} if name == "greater-than" else set())
 
 
-@pytest.mark.parametrize("name", TEXT_TASKS)
+@pytest.mark.parametrize("name", OWN_TOKENS)
+def test_pairs_of_models_without_a_tokenizer(name: str) -> None:
+    assert check_pairs(name, None) == {}
+
+
+@pytest.mark.parametrize("name", [name for name in TEXT_TASKS if load_task(TASKS[name]).model == "mini"])
 def test_pairs_under_the_tokenizer_of_mini(name: str) -> None:
     assert MINI.is_file(), "the tokenizer of mini belongs to the package"
     assert check_pairs(name, FileTokenizer(MINI)) == {}
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name not in TEXT_TASKS])
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind == "zoo"])
 def test_pairs_of_planted_models(name: str) -> None:
     planted = pytest.importorskip("circuitfind.zoo.planted")
     spec = load_task(TASKS[name])

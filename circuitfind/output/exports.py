@@ -1,0 +1,144 @@
+"""Forms that other programs read: one function for each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from circuitfind import zoo
+from circuitfind.circuit.graph import Circuit
+from circuitfind.circuit.scores import Scores
+from circuitfind.config import offline
+from circuitfind.errors import UsageError
+from circuitfind.model.identity import model_folder
+
+_WIDTHS = ("d_model", "hidden_size", "n_embd")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A circuit in another form.
+
+    Attributes:
+        text: The content of the file.
+        counts: What is in it, by name, in numbers.
+        notes: What the other form cannot hold.
+    """
+
+    text: str
+    counts: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form that circuits can be exported in.
+
+    Attributes:
+        summary: What reads it.
+        ending: Of its files, in place of ``.json``.
+        make: From the circuit, the scores that it comes from if they are there, and the width of the stream if it is known.
+    """
+
+    summary: str
+    ending: str
+    make: Callable[[Circuit, Scores | None, int | None], Exported]
+
+
+def eap_ig(circuit: Circuit, scores: Scores | None, d_model: int | None) -> Exported:
+    """The JSON of EAP-IG's graphs, which the MIB benchmark evaluates (docs/mib.md).
+
+    Args:
+        circuit: What is in the graph.
+        scores: Of all nodes or edges; without them those that the circuit holds.
+        d_model: Width of the residual stream; that of the circuit's model if None.
+
+    Raises:
+        UsageError: The width is not known here.
+        UnsupportedError: The form cannot hold the circuit.
+    """
+    from circuitfind.circuit.mib import to_eap_ig
+
+    data = to_eap_ig(circuit, scores, d_model or width_of(circuit.conditions.model))
+    edges = data["edges"].values()
+    counts = {
+        "nodes": len(data["nodes"]),
+        "edges": len(edges),
+        "nodes_in_graph": sum(node["in_graph"] for node in data["nodes"].values()),
+        "edges_in_graph": sum(edge["in_graph"] for edge in edges),
+    }
+    unscored = sum(edge.get("scored") is False for edge in edges)
+    notes = []
+    if unscored:
+        notes.append(f"{unscored:,} edges have no score; they are written with the score 0")
+    if circuit.anatomy.grouped:
+        heads, kv = circuit.anatomy.n_heads, circuit.anatomy.n_kv_heads
+        notes.append(f"keys and values of {kv} heads are written for each of {heads}, their scores divided")
+    if not circuit.anatomy.has_mlp:
+        notes.append("the model has no MLPs: EAP-IG reads the file, but evaluates only models with MLPs")
+    text = json.dumps(data, allow_nan=False, separators=(", ", ": "))
+    return Exported(text + "\n", counts, tuple(notes))
+
+
+FORMS: dict[str, Form] = {
+    "eap-ig": Form(
+        "JSON of EAP-IG, which the MIB benchmark evaluates: every edge, its score, membership",
+        ".eap-ig.json",
+        eap_ig,
+    ),
+}
+"""By the name that ``export --to`` takes."""
+
+
+def width_of(model: str) -> int:
+    """Width of a model's residual stream, from its configuration alone.
+
+    Args:
+        model: A zoo name, a folder, or a hub name whose config.json is in the cache or can be fetched.
+
+    Raises:
+        UsageError: It cannot be found out.
+    """
+    if zoo.is_planted(model):
+        from circuitfind.model.load import planted
+
+        return int(planted(model).config["d_model"])
+    folder = zoo.trained_folder(model) if model in zoo.TRAINED else model_folder(model)
+    path = folder / "config.json"
+    try:
+        config: Any = json.loads((path if path.is_file() else _fetched(model)).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _no_width(model, str(error).splitlines()[0]) from error
+    config = config.get("config", config)  # TransformerLens format keeps it one level down
+    found = next((config[key] for key in _WIDTHS if isinstance(config.get(key), int)), None)
+    if found is None:
+        raise _no_width(model, f"its config.json has none of {', '.join(_WIDTHS)}")
+    return int(found)
+
+
+def _fetched(model: str) -> Path:
+    """The config.json of a hub model."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    if not model or model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise OSError("there is no such folder")
+    cached = try_to_load_from_cache(model, "config.json")
+    if isinstance(cached, str):
+        return Path(cached)
+    if offline():
+        raise OSError("it is not in the hub's cache, and the network is switched off")
+    try:
+        return Path(hf_hub_download(model, "config.json"))
+    except Exception as error:  # the client raises errors of several libraries
+        raise OSError(str(error)) from error
+
+
+def _no_width(model: str, why: str) -> UsageError:
+    return UsageError(
+        f"the width of the residual stream of '{model}' is not known here",
+        hint="give it with --d-model, such as --d-model 768",
+        details=[why],
+    )
