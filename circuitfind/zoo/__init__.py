@@ -24,6 +24,8 @@ ZOO: dict[str, str] = {
     "planted/neuron-lookup": "written weights: three facts in two neurons and a group of neurons, with known features",
     "planted/gated-lookup": "written weights: the same in a gated MLP",
     "planted/saturated-lookup": "written weights: the same with a group of which any one neuron can go unnoticed",
+    "planted/tracr-reverse": "written weights: reads a sequence backwards, as Tracr would compile it",
+    "planted/tracr-xproportion": "written weights: the share of x so far, as Tracr would compile it",
     "mini-redundant": "mini trained with attention layers left out at random, so that heads may stand in for others",
 }
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuitfind.zoo.planted import DESCRIPTIONS, INNER, NAMES, NEURONS, REDUNDANT, Planted, build
+from circuitfind.zoo.planted import COMPILED, DESCRIPTIONS, INNER, NAMES, NEURONS, REDUNDANT, Planted, build
 from circuitfind.zoo.planted.ioi_redundant import MAX_BACKUPS, SHARP_NOTE
 from circuitfind.zoo.planted.ioi_redundant import build as build_ioi
 from tests.reference import edges, forward, logit_diff, tensors, writers
@@ -158,7 +158,7 @@ def of_class(model: Planted, *wanted: str) -> list[str]:
 def test_listing() -> None:
     assert len(REDUNDANT) == 8
     assert not set(NAMES) & set(REDUNDANT)
-    assert {*NAMES, *REDUNDANT, *INNER, *NEURONS} == set(DESCRIPTIONS)
+    assert {*NAMES, *REDUNDANT, *INNER, *NEURONS, *COMPILED} == set(DESCRIPTIONS)
     code = "import sys, circuitfind.zoo.planted as p; assert p.REDUNDANT; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
     with pytest.raises(ValueError, match="did you mean 'gated-backup'"):

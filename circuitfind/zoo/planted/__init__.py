@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "COMPILED",
     "DESCRIPTIONS",
     "INNER",
     "NAMES",
@@ -62,6 +63,14 @@ LOOKUPS: dict[str, str] = {
 DESCRIPTIONS |= LOOKUPS
 NEURONS: tuple[str, ...] = tuple(LOOKUPS)
 """Models of which every neuron is known, with dictionaries whose features are known (``Planted.units``)."""
+
+PROGRAMS: dict[str, str] = {
+    "tracr-reverse": "A sequence backwards, as Tracr would compile it: 2 true edges by resampling, 10 by zeroing.",
+    "tracr-xproportion": "The share of x so far, as Tracr would compile it: 3 true edges by resampling, 5 by zeroing.",
+}
+DESCRIPTIONS |= PROGRAMS
+COMPILED: tuple[str, ...] = tuple(PROGRAMS)
+"""Models without any noise, whose true edges hang on the ablation."""
 
 # How often a pair is drawn again when it repeats an earlier one; the smallest model has far more pairs than a
 # batch.
@@ -188,7 +197,7 @@ def build(name: str, seed: int = 0) -> Planted:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"no planted model {name!r} (there are {', '.join(DESCRIPTIONS)}){hint}")
     # Imported late: these need torch.
-    from circuitfind.zoo.planted import gates, induction, ioi, ioi_redundant, neurons, redundant
+    from circuitfind.zoo.planted import gates, induction, ioi, ioi_redundant, neurons, redundant, tracr
 
     builders: dict[str, Callable[[int], Planted]] = {
         "induction": induction.build,
@@ -198,5 +207,6 @@ def build(name: str, seed: int = 0) -> Planted:
         **redundant.BUILDERS,
         "ioi-redundant": ioi_redundant.build,
         **neurons.BUILDERS,
+        **tracr.BUILDERS,
     }
     return builders[name](seed)
