@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuitfind.config import DEFAULT_MIN_SHARE, DEFAULT_RATE
+from circuitfind.config import CONTROLS, DEFAULT_CONTROLS, DEFAULT_MIN_SHARE, DEFAULT_RATE
 from circuitfind.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def discover(
     memory: str | int | None = None,
     force: bool = False,
     formats: Sequence[str] = ("svg",),
+    controls: str = DEFAULT_CONTROLS,
     **settings: Any,
 ) -> Discovery:
     """Find a small circuit for a task, with the evidence for it.
@@ -36,12 +37,15 @@ def discover(
         memory: To plan for beyond the model's weights: ``"8GB"``, or bytes; what is free if None.
         force: Run finished stages again.
         formats: Pictures to draw.
+        controls: How thoroughly the circuit is held against controls, on prompts that it was not pruned on: ``cheap``,
+            ``full``, or ``none`` for no such evidence.
         **settings: Those of ``circuitfind discover``, with underscores: ``method``, ``options`` (a mapping,
             such as ``{"steps": 10}``), ``metric``, ``ablation``, ``direction``, ``counterfactual``, ``faithfulness``,
             ``edges``, ``threshold``, ``evaluations``, ``positions``, ``precision``, ``count``, ``seed``,
             ``min_accuracy``, ``drop_bad_pairs``, ``backups`` (look for what stands in when heads are removed; True),
             ``include_backups`` (let it join the circuit; False), ``nodes`` (``"heads,mlps"``, ``"heads,neurons"``,
-            ``"heads,features"``), ``dictionaries`` and ``errors``.
+            ``"heads,features"``), ``dictionaries``, ``errors`` and ``model_b`` (another model of the same shape, whose
+            values cut edges carry).
 
     Raises:
         CircuitfindError: Whatever the command would print; ``hint`` says what to do.
@@ -55,6 +59,8 @@ def discover(
     for name in pictures:
         if name not in FORMATS:  # before the work, not after it
             raise UsageError(f"unknown picture format '{name}'", hint=did_you_mean(name, FORMATS))
+    if controls not in CONTROLS:
+        raise UsageError(f"no controls are called '{controls}'", hint=did_you_mean(controls, CONTROLS))
     spec = task if isinstance(task, TaskSpec) else load_task(task)
     return discover_task(
         spec,
@@ -64,6 +70,7 @@ def discover(
         force=force,
         formats=pictures,
         memory=memory_bytes(memory),
+        controls=controls,  # type: ignore[arg-type]  # checked
     )
 
 

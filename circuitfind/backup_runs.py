@@ -94,7 +94,7 @@ def search_run(
             where=str(run.path),
             hint="finish it with the command that began it, or search the task: `circuitfind backups TASK`",
         )
-    settings = settings_of(run)
+    settings = of_one_model(run)
     key = backups_key(done[needed[-1]].key, settings, options)
     if not force and "backups" in done and done["backups"].key == key:
         return searched(run, done["backups"])
@@ -144,6 +144,22 @@ def settings_of(run: Run) -> Settings:
         ) from error
 
 
+def of_one_model(run: Run) -> Settings:
+    """The settings of a run, for what says nothing of the difference of two models.
+
+    Raises:
+        UsageError: The run compares two.
+    """
+    settings = settings_of(run)
+    if settings.model_b is not None:
+        raise UsageError(
+            f"the run compares {settings.model} with {settings.model_b}: backups and evidence are of one model",
+            where=str(run.path),
+            hint="make a run without --model-b",
+        )
+    return settings
+
+
 def session_of(run: Run, settings: Settings, device: str, memory: int | None, reporter: Reporter) -> Session:
     """A session of what a run was made from.
 
@@ -158,6 +174,8 @@ def session_of(run: Run, settings: Settings, device: str, memory: int | None, re
         raise _changed(run, f"the task {spec.name}")
     if session.identity != config["model_hash"]:
         raise _changed(run, f"the model {settings.model}")
+    if session.identity_b != config.get("model_b_hash"):
+        raise _changed(run, f"the model {settings.model_b}")
     return session
 
 

@@ -4,6 +4,7 @@
     scores     run the method
     circuit    prune, evaluate under two ablations
     backups    find what stands in when heads are removed, and what the circuit leaves without it
+    evidence   measure the circuit on prompts that it was not pruned on, and hold it against controls
     pictures   draw
 
 The model is loaded when a stage needs it and not before; a run whose stages are all finished loads nothing. Torch is
@@ -12,34 +13,41 @@ imported with it.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from circuitfind.backup_stage import Made, circuit_text, look, refused
 from circuitfind.circuit.graph import Circuit, Conditions, from_mask
 from circuitfind.circuit.scores import Scores
-from circuitfind.errors import CircuitfindError, PromptError, UsageError
+from circuitfind.config import DEFAULT_CONTROLS, Controls
+from circuitfind.cross_stage import score_across
+from circuitfind.errors import CircuitfindError, UsageError
+from circuitfind.evidence_stage import EvidenceOptions, evidence_of
 from circuitfind.output.dot import to_dot
 from circuitfind.output.draw import dot_binary, install_hint, render
 from circuitfind.output.store import Run, Stage, Store, stage_key
 from circuitfind.output.words import picture_key, words_or_none
+from circuitfind.prompt_stage import draw_prompts
 from circuitfind.session import Reporter, Session, Silent, configuration, stage_keys, task_hash
 from circuitfind.settings import BackupOptions, Settings
-from circuitfind.summary import Discovery, circuit_file, compare_with_known, known_roles, summarise
+from circuitfind.summary import (
+    Discovery,
+    circuit_file,
+    compare_with_known,
+    known_edges,
+    known_roles,
+    summarise,
+)
 from circuitfind.task.spec import TaskSpec
 from circuitfind.unit_stage import score_units
 
 if TYPE_CHECKING:
     from circuitfind.methods.base import Method
     from circuitfind.model.runs import Runs
-    from circuitfind.task.pairs import PromptPairs
 
-STAGES = ("prompts", "scores", "circuit", "backups", "pictures")
+STAGES = ("prompts", "scores", "circuit", "backups", "evidence", "pictures")
 
 
 def discover_task(
@@ -51,6 +59,7 @@ def discover_task(
     force: bool = False,
     formats: tuple[str, ...] = ("svg",),
     memory: int | None = None,
+    controls: Controls = DEFAULT_CONTROLS,
     reporter: Reporter | None = None,
 ) -> Discovery:
     """Run what is not finished yet and return the circuit.
@@ -63,6 +72,7 @@ def discover_task(
         force: Run every stage again.
         formats: Pictures to draw; empty for none.
         memory: Bytes to plan for; what is free if None.
+        controls: How thoroughly the circuit is held against controls; ``none`` for no evidence beyond its own prompts.
         reporter: Hears of progress.
     """
     if settings.nodes == "features":
@@ -70,11 +80,12 @@ def discover_task(
             "features alone make no circuit of heads and edges but a feature graph",
             hint='use circuitfind.feature_runs.discover_features, or nodes="heads,features"',
         )
+    known_edges(spec, settings)  # a list of true edges that cannot be read is told before the work
     session = Session(spec, settings, device, reporter or Silent(), memory=memory)
     store = Store(outputs)
     run = store.open(spec.name, settings.model, configuration(session))
     with run:
-        return Stages(session, store, run, force=force).all(formats)
+        return Stages(session, store, run, force=force).all(formats, controls)
 
 
 class Stages:
@@ -84,13 +95,13 @@ class Stages:
         self.session, self.store, self.run, self.force = session, store, run, force
         self.reporter = session.reporter
 
-    def all(self, formats: tuple[str, ...]) -> Discovery:
+    def all(self, formats: tuple[str, ...], controls: Controls = DEFAULT_CONTROLS) -> Discovery:
         keys = stage_keys(self.session)
         prompts = self.prompts(keys["prompts"])
         facts = prompts.facts
-        scores_stage = self._stage("scores", keys["scores"], self._scores)
+        scores_stage = self.stage("scores", keys["scores"], self._scores)
         scores = Scores.load(scores_stage.files["scores.npz"])
-        circuit_stage = self._stage("circuit", keys["circuit"], lambda: self._circuit(scores, facts))
+        circuit_stage = self.stage("circuit", keys["circuit"], lambda: self._circuit(scores, facts))
         stages = {"prompts": prompts, "scores": scores_stage, "circuit": circuit_stage}
         last = "circuit"
         if self.session.settings.backups:
@@ -99,6 +110,9 @@ class Stages:
         if last == "circuit":
             self._write_circuit(circuit_stage)
         circuit = Circuit.load(circuit_file(stages))
+        if controls != "none" and self.session.settings.model_b is None:  # they are controls of a behaviour
+            found = self._evidence(keys[last], circuit, EvidenceOptions(controls))
+            stages = stages if found is None else {**stages, "evidence": found}
         pictures = self.pictures(circuit, formats, stage_key(keys[last], formats))
         self.record_device()
         return Discovery(circuit, self.run.path, summarise(circuit, stages, pictures, self.run.path))
@@ -111,7 +125,7 @@ class Stages:
         )
         if self.session.spec.path is not None:
             self.run.record(task_file=str(self.session.spec.path.resolve()))
-        stage = self._stage("prompts", key, self._prompts)
+        stage = self.stage("prompts", key, lambda: draw_prompts(self.session))
         self.session.kept = list(stage.facts["kept"])
         self.run.record(hashes={"prompts": stage.facts["content_hash"]})
         return stage
@@ -128,7 +142,7 @@ class Stages:
         Raises:
             CircuitfindError: The search refuses.
         """
-        return self._stage("backups", key, lambda: look(self.session, options, circuit, scores))
+        return self.stage("backups", key, lambda: look(self.session, options, circuit, scores))
 
     def _backups(self, key: str, pruned: Stage, scores: Scores) -> Stage | None:
         """The same, where a refusal is a note; None where memory ran out, which may go better the next time."""
@@ -141,14 +155,26 @@ class Stages:
                 self.reporter.note(f"not searched for backups: {error.what}")
                 return refused(circuit, error)
 
+        return self._if_memory_allows("backups", key, work, "not searched for backups")
+
+    def _evidence(self, of: str, circuit: Circuit, options: EvidenceOptions) -> Stage | None:
+        """What speaks for the circuit; None where memory ran out."""
+
+        def work() -> Made:
+            made, facts = evidence_of(self.session, circuit, options)
+            return made, {**facts, "of": of}
+
+        return self._if_memory_allows("evidence", evidence_key(of, options), work, "no evidence gathered")
+
+    def _if_memory_allows(self, name: str, key: str, work: Callable[[], Made], without: str) -> Stage | None:
         try:
-            return self._stage("backups", key, work)
+            return self.stage(name, key, work)
         except (RuntimeError, MemoryError) as error:
             from circuitfind.model.memory import out_of_memory
 
             if not out_of_memory(error):
                 raise
-            self.reporter.note("not searched for backups: memory ran out (give --memory, or fewer prompts)")
+            self.reporter.note(f"{without}: memory ran out (give --memory, or fewer prompts)")
             return None
 
     def _write_circuit(self, pruned: Stage) -> None:
@@ -164,7 +190,7 @@ class Stages:
             model = self.session.model
             self.run.record(device=str(model.device), dtype=str(model.dtype).removeprefix("torch."))
 
-    def _stage(self, name: str, key: str, work: Callable[[], Made]) -> Stage:
+    def stage(self, name: str, key: str, work: Callable[[], Made]) -> Stage:
         found = None if self.force else self.run.stage(name, key)
         if found is not None:
             self.reporter.stage(name, "reused", "nothing that it depends on has changed")
@@ -195,53 +221,6 @@ class Stages:
 
     # Each returns files and facts.
 
-    def _prompts(self) -> Made:
-        session, settings = self.session, self.session.settings
-        pairs = session.all_pairs
-        runs = session.runs_of(pairs)
-        right = runs.answered_rightly
-        accuracy = float(right.mean())
-        if accuracy < settings.min_accuracy or not right.any():
-            raise _too_inaccurate(session, pairs, right, runs.clean)
-        kept = [int(i) for i in np.flatnonzero(right)]
-        for text in pairs.notes:
-            self.reporter.note(text)
-        if len(kept) < len(pairs):
-            self.reporter.note(
-                f"{len(pairs) - len(kept)} of {len(pairs)} pairs left out: the model answers them wrongly"
-            )
-        lines = [
-            json.dumps(
-                {
-                    "clean": pair.clean_text or list(pair.clean),
-                    "corrupted": pair.corrupted_text or list(pair.corrupted),
-                    "clean_tokens": list(pair.clean),
-                    "corrupted_tokens": list(pair.corrupted),
-                    "answer": list(pair.answer),
-                    "wrong": list(pair.wrong),
-                    "answer_position": pair.answer_position,
-                    "positions": dict(pair.positions),
-                    "metric": round(float(runs.clean[i]), 6),
-                    "kept": bool(right[i]),
-                    "where": pair.where,
-                },
-                ensure_ascii=False,
-            )
-            for i, pair in enumerate(pairs)
-        ]
-        facts = {
-            "kept": kept,
-            "aligned": len(pairs),
-            "dropped_unaligned": len(pairs.dropped),
-            "answered_wrongly": len(pairs) - len(kept),
-            "accuracy": accuracy,
-            "counterfactual": pairs.counterfactual,
-            "left_out": {slot: list(values) for slot, values in pairs.left_out.items()},
-            "notes": list(pairs.notes),
-            "content_hash": pairs.content_hash(),
-        }
-        return {"prompts.jsonl": "\n".join(lines) + "\n"}, facts
-
     def _scores(self) -> Made:
         from circuitfind.methods import get_method
 
@@ -249,6 +228,8 @@ class Stages:
         method = get_method(settings.method, settings.options)
         if settings.units:
             return score_units(session, method)
+        if settings.model_b is not None:
+            return score_across(session, method)
         with session.in_precision():
             scores = self._run(method, session.runs)
         facts = {"level": scores.level, **scores.facts}
@@ -306,11 +287,12 @@ class Stages:
             metric=settings.metric,
             ablation=settings.ablation,
             direction=settings.direction,
-            counterfactual=prompts["counterfactual"],
+            counterfactual="model B" if settings.model_b else prompts["counterfactual"],
             rule=str(settings.rule),
             nodes=settings.nodes,
             dictionaries=settings.dictionaries or "",
             errors=settings.errors if "features" in settings.nodes else "",
+            model_b=settings.model_b or "",
         )
         circuit = from_mask(
             scores.anatomy,
@@ -326,7 +308,7 @@ class Stages:
             "minimal": pruned.minimal,
             "evaluations": pruned.evaluations,
             "notes": notes,
-            "known": compare_with_known(session.spec, settings, circuit),
+            "known": None if settings.model_b else compare_with_known(session.spec, settings, circuit),
         }
         return {"pruned.json": circuit_text(circuit)}, facts
 
@@ -349,35 +331,18 @@ class Stages:
                 files[path.name] = path.read_bytes()
             return files, {}
 
-        stage = self._stage("pictures", picture_key(key, words), draw)
+        stage = self.stage("pictures", picture_key(key, words), draw)
         return [stage.files[f"circuit.{name}"] for name in formats]
+
+
+def evidence_key(before: str, options: EvidenceOptions) -> str:
+    """What evidence depends on: the circuit, and what is measured."""
+    return stage_key(before, "evidence", options.as_dict())
 
 
 def _hashes(session: Session) -> dict[str, str]:
     """Of what a run is made from."""
     found = {"task": task_hash(session.spec), "model": session.identity}
+    found |= {} if session.identity_b is None else {"model_b": session.identity_b}
     dictionaries = session.dictionaries_hash
     return found if dictionaries is None else {**found, "dictionaries": dictionaries}
-
-
-def _too_inaccurate(
-    session: Session, pairs: PromptPairs, right: np.ndarray, values: np.ndarray
-) -> PromptError:
-    wrong = [int(i) for i in np.flatnonzero(~right)[:5]]
-    vocab, tokenizer = session.spec.vocab, session.model.tokenizer
-    piece = tokenizer.piece if tokenizer is not None else vocab.__getitem__ if vocab is not None else str
-    shown = [
-        f"{pairs[i].where}: '{pairs[i].clean_text or list(pairs[i].clean)}' wants {'|'.join(map(piece, pairs[i].answer[:4]))}, "
-        f"metric {values[i]:.3g}"
-        for i in wrong
-    ]
-    # With no pair left there is nothing to look at, whatever accuracy is asked for.
-    below = f", below the {session.settings.min_accuracy:.0%} that the task asks for" if right.any() else ""
-    lower = "; to look all the same, lower --min-accuracy (wrongly answered pairs are left out)"
-    return PromptError(
-        f"{session.settings.model} answers {right.mean():.0%} of the {len(pairs)} clean prompts rightly"
-        f"{below}: it does not do this task",
-        where=str(session.spec.path or session.spec.name),
-        details=shown,
-        hint="use another model or prompts" + (lower if right.any() else ""),
-    )

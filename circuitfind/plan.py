@@ -9,11 +9,14 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from circuitfind.config import DEFAULT_CONTROLS, Controls
+from circuitfind.evidence_stage import DRAWS, Draws, EvidenceOptions
 from circuitfind.output.store import Store, run_name, stage_key
-from circuitfind.pipeline import STAGES
+from circuitfind.pipeline import STAGES, evidence_key
 from circuitfind.session import Session, configuration, stage_keys
 
 if TYPE_CHECKING:
+    from circuitfind.methods.base import Cost
     from circuitfind.model.runs import Runs
 
 EDGE_PASS = 0.7
@@ -25,6 +28,9 @@ TYPICAL_TRIALS = 100
 
 TYPICAL_UNITS = 500
 """Passes over all prompts that finding the neurons or features takes: those that are verified, and sets of them."""
+
+TYPICAL_TASKS = 8
+"""Other tasks that a model does."""
 
 TYPICAL_SEARCH = 50
 """Passes of a search for backups, on models and tasks where there is something to verify; a few where there is not."""
@@ -84,7 +90,12 @@ class Plan:
 
 
 def make_plan(
-    session: Session, outputs: Path | str | None, *, force: bool, formats: tuple[str, ...] = ("svg",)
+    session: Session,
+    outputs: Path | str | None,
+    *,
+    force: bool,
+    formats: tuple[str, ...] = ("svg",),
+    controls: Controls = DEFAULT_CONTROLS,
 ) -> Plan:
     """Look up what is finished and, where something is not, load the model and time one pass of a batch.
 
@@ -96,6 +107,9 @@ def make_plan(
     store = Store(outputs)
     run = store.existing(session.spec.name, settings.model, config)
     keys = stage_keys(session)
+    if controls != "none" and settings.model_b is None:
+        before = keys.get("backups", keys["circuit"])
+        keys["evidence"] = evidence_key(before, EvidenceOptions(controls))
     keys["pictures"] = stage_key(keys.get("backups", keys["circuit"]), formats)
     wanted = [stage for stage in STAGES if stage in keys]
     here = {name: run is not None and run.stage(name, key) is not None for name, key in keys.items()}
@@ -107,10 +121,12 @@ def make_plan(
     if all(cached[stage] for stage in wanted if stage != "pictures"):
         stages = tuple(StagePlan(stage, "cached" if cached[stage] else "run") for stage in wanted)
         return Plan(name, stages, None, None, None)
-    return _measured(session, name, cached, wanted)
+    return _measured(session, name, cached, wanted, DRAWS["cheap" if controls == "none" else controls])
 
 
-def _measured(session: Session, name: str, cached: Mapping[str, bool], wanted: Sequence[str]) -> Plan:
+def _measured(
+    session: Session, name: str, cached: Mapping[str, bool], wanted: Sequence[str], draws: Draws
+) -> Plan:
     from circuitfind.methods import get_method
 
     runs = session.runs_of(session.all_pairs)
@@ -118,7 +134,8 @@ def _measured(session: Session, name: str, cached: Mapping[str, bool], wanted: S
     forward = _seconds_per_pass(runs, tokens)
     cost = get_method(session.settings.method, session.settings.options).cost(session.model.anatomy)
     units = session.settings.units
-    scored = ceil(cost.forward) + TYPICAL_UNITS * units, ceil(cost.backward) + units
+    across = 0 if session.settings.model_b is None else 2 * len(session.model.anatomy.writers)
+    scored = ceil(cost.forward) + TYPICAL_UNITS * units + across, ceil(cost.backward) + units
     rule = session.settings.rule
     trials = 3 if rule.faithfulness is None else min(TYPICAL_TRIALS, rule.evaluations)
     note = (
@@ -133,17 +150,33 @@ def _measured(session: Session, name: str, cached: Mapping[str, bool], wanted: S
             "run",
             *scored,
             forward * (scored[0] + 2 * scored[1]),
-            "finds the units first, by as many passes as it takes" if units else "",
+            "finds the units first, by as many passes as it takes"
+            if units
+            else "replaces each part twice besides"
+            if across
+            else "",
         ),
         "circuit": StagePlan("circuit", "run", trials, 0, forward * EDGE_PASS * trials, note),
         "backups": StagePlan(
             "backups", "run", TYPICAL_SEARCH, 0, forward * TYPICAL_SEARCH, "as many as there is to verify"
         ),
+        "evidence": _evidence(draws, forward, cost),
         "pictures": StagePlan("pictures", "run", seconds=1.0),
     }
     stages = tuple(StagePlan(stage, "cached") if cached[stage] else work[stage] for stage in wanted)
     memory, most = _memory(runs, trials)
     return Plan(name, stages, most, len(runs), tokens, memory)
+
+
+def _evidence(draws: Draws, forward: float, cost: Cost) -> StagePlan:
+    """New prompts, two ablations, and the controls: circuits to run, and rankings to make."""
+    thorough = draws != DRAWS["cheap"]
+    rankings = draws.weights + min(draws.tasks, TYPICAL_TASKS)
+    each = (cost.forward, cost.backward) if thorough else (2, 1)
+    runs = 2 + 4 + draws.random + 4 * draws.pairs + rankings
+    passes = runs + ceil(rankings * each[0]), ceil(rankings * each[1])
+    seconds = forward * (EDGE_PASS * runs + rankings * (each[0] + 2 * each[1]))
+    return StagePlan("evidence", "run", *passes, seconds, "new prompts, and controls")
 
 
 def _memory(runs: Runs, trials: int) -> tuple[Memory, int]:

@@ -149,7 +149,7 @@ class GraphStages(Stages):
             prompts: The stage before.
             formats: Pictures to draw; empty for none.
         """
-        found = self._stage("features", key, work)
+        found = self.stage("features", key, work)
         graph = FeatureGraph.load(found.files[GRAPH])
         pictures = self.draw(graph, formats, stage_key(key, formats))
         self.record_device()
@@ -175,7 +175,7 @@ class GraphStages(Stages):
                 files[path.name] = path.read_bytes()
             return files, {}
 
-        stage = self._stage("pictures", picture_key(key, words), work)
+        stage = self.stage("pictures", picture_key(key, words), work)
         return [stage.files[f"{PICTURE}.{name}"] for name in formats]
 
 

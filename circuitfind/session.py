@@ -73,8 +73,28 @@ class Session:
         return load_model(self.settings.model, device=self.device)
 
     @cached_property
+    def model_b(self) -> Model | None:
+        """The model that replaced parts carry values of, where the settings name one."""
+        from circuitfind.model.load import load_model
+
+        return (
+            None if self.settings.model_b is None else load_model(self.settings.model_b, device=self.device)
+        )
+
+    @cached_property
+    def identity_b(self) -> str | None:
+        """Hash of its weights."""
+        if self.settings.model_b is None:
+            return None
+        return identity(self.settings.model_b) or (self.model_b.fingerprint if self.model_b else None)
+
+    @cached_property
     def all_pairs(self) -> PromptPairs:
         """Every pair that lines up, rightly answered or not."""
+        return self.draw(self.settings.count, self.settings.seed, drop_bad_pairs=self.settings.drop_bad_pairs)
+
+    def draw(self, count: int | None, seed: int, *, drop_bad_pairs: bool) -> PromptPairs:
+        """Pairs of the task for this model, drawn from a seed."""
         from circuitfind.task.prompts import make_pairs
         from circuitfind.zoo import is_planted
 
@@ -82,14 +102,14 @@ class Session:
         if self.spec.prompts.zoo is not None and is_planted(self.settings.model):
             from circuitfind.model.load import planted
 
-            zoo_pairs = planted(self.settings.model).pairs(self.settings.count or 64, self.settings.seed)
+            zoo_pairs = planted(self.settings.model).pairs(count or 64, seed)
         return make_pairs(
             self.spec,
             self.model.tokenizer,
             counterfactual=self.settings.counterfactual,
-            count=self.settings.count,
-            seed=self.settings.seed,
-            drop_bad_pairs=self.settings.drop_bad_pairs,
+            count=count,
+            seed=seed,
+            drop_bad_pairs=drop_bad_pairs,
             zoo_pairs=zoo_pairs,
             n_vocab=self.model.n_vocab,
         )
@@ -111,10 +131,23 @@ class Session:
         from circuitfind.task.metrics import get_metric
 
         model = model or self.model
+        measured = get_metric(metric or self.settings.metric)
+        if self.model_b is not None and model is self.model:
+            from circuitfind.model.cross import CrossRuns, widened
+
+            return CrossRuns(
+                model,
+                self.model_b,
+                pairs,
+                measured,
+                plan=make_plan(widened(model, self.model_b), self.memory, edges=edges),
+                progress=self.reporter.progress,
+                note=self._note_once,
+            )
         return Runs(
             model,
             pairs,
-            get_metric(metric or self.settings.metric),
+            measured,
             mean_over=self.spec.mean_over,
             plan=make_plan(model, self.memory, edges=edges),
             progress=self.reporter.progress,
@@ -219,23 +252,35 @@ class Session:
 
 
 def task_hash(spec: TaskSpec) -> str:
-    """Hash of what a task says, its prompt file included."""
-    content: list[Any] = [json.loads(spec.model_dump_json(by_alias=True))]
+    """Hash of what a task says, its prompt file or rows included."""
+    return stage_key([json.loads(spec.model_dump_json(by_alias=True)), *prompt_files(spec)])
+
+
+def prompt_files(spec: TaskSpec) -> list[str]:
+    """What the files hold that a task reads prompts from, as text or as hashes."""
+    content: list[str] = []
     if spec.prompts.file is not None and spec.path is not None:
         path = spec.path.parent / Path(spec.prompts.file).expanduser()
         if path.is_file():
             content.append(path.read_bytes().hex())
-    return stage_key(content)
+    if spec.prompts.dataset is not None:
+        from circuitfind.output.files import file_sha256
+        from circuitfind.task.rows import rows_files
+
+        base = spec.path.parent if spec.path is not None else Path()
+        content += [file_sha256(path) for path in rows_files(spec.prompts.dataset, base)]
+    return content
 
 
 def configuration(session: Session) -> dict[str, Any]:
     """What names a run folder: task, model and settings, by content."""
-    return {
+    found = {
         "settings": session.settings.as_dict(),
         "task_hash": task_hash(session.spec),
         "model_hash": session.identity,
         "version": circuitfind.__version__,
     }
+    return found if session.identity_b is None else {**found, "model_b_hash": session.identity_b}
 
 
 def stage_keys(session: Session) -> dict[str, str]:
@@ -255,12 +300,16 @@ def stage_keys(session: Session) -> dict[str, str]:
         nodes="heads,mlps",
         dictionaries=None,
         errors="frozen",
+        model_b=None,
     )
     chosen = neutral.as_dict() | {"rule": None}
     prompts = stage_key(common, chosen)
     how = (settings.ablation, settings.direction, settings.positions, settings.precision)
+    across = () if session.identity_b is None else ("across", settings.model_b, session.identity_b)
     units = [settings.nodes, session.dictionaries_hash, settings.errors, settings.rule.faithfulness]
-    scores = stage_key(prompts, settings.method, settings.options, *how, *(units if settings.units else ()))
+    scores = stage_key(
+        prompts, settings.method, settings.options, *how, *(units if settings.units else ()), *across
+    )
     circuit = stage_key(scores, vars(settings.rule), "pruned.json")
     keys = {"prompts": prompts, "scores": scores, "circuit": circuit}
     return keys | ({"backups": backups_key(circuit, settings)} if settings.backups else {})

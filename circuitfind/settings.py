@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from circuitfind.circuit.rule import Rule
 from circuitfind.config import (
     ABLATIONS,
+    CROSS_METHODS,
+    CROSS_PROPOSAL,
     DEFAULT_EVALUATIONS,
     DEFAULT_METHOD,
     DEFAULT_MIN_SHARE,
@@ -66,6 +68,8 @@ class Settings:
     """Where the dictionaries are whose features are nodes."""
     errors: Errors = "frozen"
     """Whether what they miss stays that of the base run in patched passes, or is computed anew."""
+    model_b: str | None = None
+    """Another model of the same shape, whose values on the clean prompts replaced parts carry."""
 
     @property
     def units(self) -> bool:
@@ -81,7 +85,10 @@ class Settings:
         return f"{self.method} ({', '.join(f'{k}={v}' for k, v in told.items())})" if told else self.method
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        found = asdict(self)
+        if self.model_b is None:  # as before there could be one
+            del found["model_b"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,7 @@ def resolve(
     nodes: str = "heads,mlps",
     dictionaries: str | Path | None = None,
     errors: str = "frozen",
+    model_b: str | Path | None = None,
 ) -> Settings:
     """Settings of one run; what is None comes from the task.
 
@@ -168,6 +176,8 @@ def resolve(
             f"task {spec.name} has no counterfactual '{counterfactual}'",
             hint=did_you_mean(counterfactual, known),
         )
+    if model_b is not None and method == DEFAULT_METHOD:
+        options = {"propose": CROSS_PROPOSAL, **(options or {})}
     model = model or spec.model
     where = _dictionaries(kinds, dictionaries, model)
     found = Settings(
@@ -192,7 +202,11 @@ def resolve(
         nodes=kinds,
         dictionaries=where,
         errors=_one_of("way to take errors", errors, ERRORS),  # type: ignore[arg-type]  # likewise
+        model_b=None if model_b is None else str(model_b),
     )
+    if found.model_b is not None:
+        _check_across(found)
+        found = replace(found, backups=False)
     if units or found.errors != "frozen":
         _check_units(found)
     return found
@@ -261,6 +275,43 @@ def _check_units(settings: Settings) -> None:
     if settings.rule.faithfulness is None:
         raise UsageError(
             "neurons and features are pruned to a target faithfulness",
+            hint="give --faithfulness in place of --edges or --threshold",
+        )
+
+
+def _check_across(settings: Settings) -> None:
+    """Refuse what says nothing of two models."""
+    if settings.model_b == settings.model:
+        raise UsageError(
+            f"--model-b {settings.model_b} is the model itself",
+            hint="give another one, such as a fine-tuned one or another checkpoint",
+        )
+    if settings.direction != "noising":
+        raise UsageError(
+            f"models are not compared with --direction {settings.direction}",
+            hint="exchange --model and --model-b: that puts values of the first into the run of the second",
+        )
+    if settings.method not in CROSS_METHODS:
+        raise UsageError(
+            f"method {settings.method} does not compare models",
+            hint=f"use one of {', '.join(CROSS_METHODS)}",
+        )
+    refused = {
+        f"--ablation {settings.ablation}": settings.ablation != "resample",
+        f"--counterfactual {settings.counterfactual}": settings.counterfactual is not None,
+        f"--nodes {settings.nodes}": settings.units,
+        f"--precision {settings.precision}": settings.precision != "fp32",
+        "--include-backups": settings.include_backups,
+    }
+    for flag, wrong in refused.items():
+        if wrong:
+            raise UsageError(
+                f"{flag} says nothing with --model-b",
+                hint="a replaced head or MLP carries what model B writes for the same clean prompt; leave it out",
+            )
+    if settings.rule.faithfulness is None:
+        raise UsageError(
+            "the difference of two models is pruned to a target faithfulness",
             hint="give --faithfulness in place of --edges or --threshold",
         )
 

@@ -17,6 +17,7 @@ from circuitfind.circuit.backup import stood_in_for
 from circuitfind.circuit.graph import Circuit
 from circuitfind.circuit.scores import Scores
 from circuitfind.errors import RunError, UsageError
+from circuitfind.evidence.report import Evidence
 from circuitfind.output.store import Run, Stage
 from circuitfind.settings import Settings
 from circuitfind.task.spec import TaskSpec
@@ -39,7 +40,12 @@ def known_roles(spec: TaskSpec, model: str) -> dict[str, str]:
 
 
 def known_edges(spec: TaskSpec, settings: Settings) -> frozenset[str]:
-    """The true edges of a planted model, or those that the task lists for this model; empty where none is known."""
+    """The true edges of a planted model, those that the task lists for this model, or those in its folder; empty where none
+    is known.
+
+    Raises:
+        ModelError: The folder's list of true edges cannot be read, or names what the model does not have.
+    """
     from circuitfind.zoo import is_planted
 
     if is_planted(settings.model):
@@ -53,7 +59,14 @@ def known_edges(spec: TaskSpec, settings: Settings) -> frozenset[str]:
         features = "features" in settings.nodes
         edges = truth.units.feature_edges if features else truth.units.edges
         return edges.get(settings.ablation, frozenset())
-    return next((frozenset(one.edges) for one in spec.known_of(settings.model) if one.edges), frozenset())
+    listed = next((frozenset(one.edges) for one in spec.known_of(settings.model) if one.edges), None)
+    if listed is None and not settings.units:
+        from circuitfind.evidence.truth import truth_of_folder
+        from circuitfind.model.identity import model_folder
+
+        own = truth_of_folder(model_folder(settings.model), settings.ablation)
+        listed = None if own is None else frozenset(own.edges)
+    return listed or frozenset()
 
 
 def compare_with_known(spec: TaskSpec, settings: Settings, circuit: Circuit) -> dict[str, Any] | None:
@@ -158,6 +171,31 @@ def _backups(circuit: Circuit, stage: Stage) -> dict[str, Any]:
     }
 
 
+def evidence_stages(stages: Mapping[str, Stage]) -> list[Stage]:
+    """The evidence on the circuit as it is now: what ``evaluate`` gathered, then what ``discover`` did."""
+    last = stages.get("backups") or stages.get("circuit")
+    found = (stages.get(name) for name in ("evaluation", "evidence"))
+    return [s for s in found if s is not None and last is not None and s.facts["of"] == last.key]
+
+
+def _evidence(stages: Mapping[str, Stage]) -> dict[str, Any] | None:
+    """The verdict, what it was measured on and what was held against it."""
+    stage = next(iter(evidence_stages(stages)), None)
+    if stage is None:
+        return None
+    path = next(iter(stage.files.values()))
+    found = Evidence.load(path)
+    data = found.as_dict()
+    return {
+        **stage.facts["verdict"],
+        "prompts": data["prompts"],
+        "measured": data["measured"],
+        "controls": data["controls"],
+        "notes": data["notes"],
+        "file": str(path),
+    }
+
+
 def _redundant(circuit: Circuit) -> list[dict[str, Any]]:
     return [
         {
@@ -192,6 +230,7 @@ def summarise(
         "counts": {**data["counts"], "share_of_edges": circuit.share_of_edges},
         "verification": scoring.get("verification"),
         "units": scoring.get("units"),
+        "model_b": scoring.get("model_b"),
         "precision_check": scoring.get("precision_check"),
         # What joins the circuit afterwards was not tried for dropping.
         "minimal": pruning["minimal"] and not (backups is not None and backups.facts.get("without_backups")),
@@ -200,6 +239,7 @@ def summarise(
         "backups": None if backups is None else _backups(circuit, backups),
         "completeness": None if backups is None else backups.facts.get("completeness"),
         "redundant": _redundant(circuit),
+        "evidence": _evidence(stages),
         "seconds": round(sum(s.facts["seconds"] for s in stages.values()), 2),
         "forward_passes": sum(s.facts["forward_passes"] for s in stages.values()),
         "backward_passes": sum(s.facts["backward_passes"] for s in stages.values()),
@@ -264,7 +304,7 @@ def stored(run: Run) -> Found:
         else []
     )
     counted = {
-        name: stages[name] for name in (*needed, "backups") if name in stages
+        name: stages[name] for name in (*needed, "backups", "evidence", "evaluation") if name in stages
     }  # as `discover` counts: drawing is no part of the cost
     return Found(circuit, run.path, summarise(circuit, counted, pictures, run.path), run.status)
 

@@ -46,6 +46,8 @@ class Conditions:
     """Where the dictionaries are whose features are nodes; empty for those that come with the model, and for none."""
     errors: str = ""
     """Whether what they miss is ``frozen`` or ``recomputed`` in patched passes."""
+    model_b: str = ""
+    """The model whose values cut edges carry, where two models are compared."""
 
 
 @dataclass(frozen=True)

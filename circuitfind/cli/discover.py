@@ -9,6 +9,7 @@ from click.shell_completion import CompletionItem
 
 from circuitfind.cli.common import Screen, common_options, duration, number, size, table
 from circuitfind.cli.options import (
+    complete_models,
     complete_tasks,
     counterfactual_option,
     model_option,
@@ -21,6 +22,8 @@ from circuitfind.cli.progress import Progress
 from circuitfind.cli.verdict import show_summary
 from circuitfind.config import (
     ABLATIONS,
+    CONTROLS,
+    DEFAULT_CONTROLS,
     DEFAULT_EVALUATIONS,
     DEFAULT_METHOD,
     DEFAULT_TARGET,
@@ -28,6 +31,7 @@ from circuitfind.config import (
     DIRECTIONS,
     POSITIONS,
     PRECISIONS,
+    Controls,
 )
 from circuitfind.errors import UsageError
 
@@ -42,6 +46,12 @@ def complete_methods(ctx: click.Context, param: click.Parameter, incomplete: str
 @click.command()
 @click.argument("task", shell_complete=complete_tasks)
 @model_option()
+@click.option(
+    "--model-b",
+    metavar="NAME",
+    shell_complete=complete_models,
+    help="Another model of the same shape: cut edges carry its values, to find where the two differ.",
+)
 @click.option(
     "--method",
     metavar="NAME",
@@ -124,6 +134,13 @@ def complete_methods(ctx: click.Context, param: click.Parameter, incomplete: str
     help="Whether to look for what stands in when heads are removed.",
 )
 @click.option("--include-backups", is_flag=True, help="Let what stands in join the circuit.")
+@click.option(
+    "--controls",
+    type=click.Choice(CONTROLS),
+    default=DEFAULT_CONTROLS,
+    show_default=True,
+    help="How thoroughly the circuit is held against controls, on prompts that it was not pruned on.",
+)
 @place_options
 @picture_option
 @rerun_option
@@ -139,14 +156,18 @@ def discover(
     formats: tuple[str, ...],
     force: bool,
     dry_run: bool,
+    controls: Controls,
     **flags: Any,
 ) -> None:
     """Find a small circuit for TASK (a name or a YAML file), and measure it.
+
+    The exit code is 1 where the circuit does no better than a control, or the model does not do the task on new prompts.
 
     \b
     circuitfind discover ioi
     circuitfind discover ioi --model gpt2 --faithfulness 0.85
     circuitfind discover gendered-pronoun --nodes heads,features
+    circuitfind discover ioi --model ./before --model-b ./after
     circuitfind discover my-task.yaml --model ./my-model --method activation-patching
     """
     from circuitfind.pipeline import discover_task
@@ -166,7 +187,11 @@ def discover(
         from circuitfind.plan import make_plan
 
         plan = make_plan(
-            Session(spec, settings, device, memory=budget), outputs, force=force, formats=formats
+            Session(spec, settings, device, memory=budget),
+            outputs,
+            force=force,
+            formats=formats,
+            controls=controls,
         )
         screen.result({"version": 1, **plan.as_dict()}, lambda: _show_plan(screen, plan))
         return
@@ -186,8 +211,10 @@ def discover(
         screen.result({"version": 1, **graph.summary}, lambda: show_features(screen, graph.summary))
         return
     with Progress(screen) as progress:
-        found = discover_task(spec, settings, reporter=progress, **shared)
+        found = discover_task(spec, settings, reporter=progress, controls=controls, **shared)
     screen.result({"version": 1, **found.summary}, lambda: show_summary(screen, found.summary, found.circuit))
+    if (found.summary["evidence"] or {}).get("refuted"):
+        raise click.exceptions.Exit(1)
 
 
 def _named(options: tuple[str, ...]) -> dict[str, str]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from circuitfind.cli.common import Screen, duration, share
+
+WIDTH = 104
+"""Characters of a long text behind its title."""
 
 
 def print_title(screen: Screen, conditions: Mapping[str, Any], what: str) -> None:
@@ -23,6 +28,12 @@ def print_line(screen: Screen, title: str, *parts: str | tuple[str, str]) -> Non
     from rich.text import Text
 
     screen.out.print(Text.assemble(f"  {title:<13} ", *parts))
+
+
+def wrapped(title: str, text: str) -> Iterator[tuple[str, str]]:
+    """A long text in lines, the first with the title."""
+    for i, line in enumerate(textwrap.wrap(text, WIDTH, break_on_hyphens=False)):
+        yield "" if i else title, line
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,10 @@ def strongest_nodes(summary: Mapping[str, Any]) -> list[tuple[str, float]]:
     return [(node["name"], node["score"]) for node in summary["strongest"][:6]]
 
 
-def interval(found: Mapping[str, float]) -> str:
-    """A value and the ends of its interval, as ``circuit.graph.Interval`` prints them."""
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+def interval(found: Mapping[str, float | None]) -> str:
+    """A value and the ends of its interval, as ``circuit.graph.Interval`` prints them; what is null in JSON is unbounded."""
+    value, low, high = (
+        math.inf * sign if found[key] is None else found[key]
+        for key, sign in (("value", 1), ("low", -1), ("high", 1))
+    )
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"

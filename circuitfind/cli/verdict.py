@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from typing import Any
 
 from circuitfind.circuit.counts import parts_in_words
 from circuitfind.cli.common import Screen, number, share
-from circuitfind.cli.lines import RunLines, interval
+from circuitfind.cli.evidence_lines import evidence_lines
+from circuitfind.cli.lines import RunLines, interval, wrapped
 from circuitfind.names import Kind
 
 KEPT = {"model": "the model", "circuit": "the circuit", "circuit_and_backups": "the circuit with its backups"}
-WIDTH = 104
-"""Characters of a long text behind its title."""
 
 
 def show_summary(screen: Screen, summary: Any, circuit: Any) -> None:
@@ -21,6 +19,8 @@ def show_summary(screen: Screen, summary: Any, circuit: Any) -> None:
     told, conditions, counts = RunLines(screen, summary), summary["conditions"], summary["counts"]
     told.heading(f"a circuit found by {conditions['method']}", conditions["direction"])
     told.evaluations(low="there, what clean and corrupted prompts have in common is cut as well")
+    for title, line in evidence_lines(summary["evidence"]):
+        told.line(title, line)
     kept = f"{counts['nodes']} nodes ({parts_in_words(circuit)}), {counts['edges']} of {counts['edges_in_model']} edges"
     told.line("kept", f"{kept} ({share(counts['share_of_edges'])}){told.minimal}")
     told.line("prompts", _prompts(summary["prompts"]))
@@ -30,7 +30,7 @@ def show_summary(screen: Screen, summary: Any, circuit: Any) -> None:
             "known circuit",
             f"precision {known['precision']:.2f}, recall {known['recall']:.2f} over its {known['level']}",
         )
-    for title, line in (*below(summary, circuit), *checked(summary), *stood_in(summary)):
+    for title, line in (*across(summary), *below(summary, circuit), *checked(summary), *stood_in(summary)):
         told.line(title, line)
     scored = {name: s for name, s in circuit.edge_scores.items() if _size(s) > 0}
     scored = scored or {name: s for name, s in circuit.node_scores.items() if _size(s) > 0}  # node methods
@@ -85,6 +85,23 @@ def checked(summary: Any) -> Iterator[tuple[str, str]]:
         yield "precision", f"{low['precision']}: {same}; faithfulness is measured in fp32"
 
 
+def across(summary: Any) -> Iterator[tuple[str, str]]:
+    """What is told of two models: what each does, and the parts whose own weights changed most."""
+    found = summary["model_b"]
+    if found is None:
+        return
+    metric, of = found["metric"], summary["conditions"]
+    read = f" ({metric['read_by_model']:.3f} read by {of['model']})" if found["unembedding_differs"] else ""
+    there = f"{of['metric']} {metric['model_b']:.3f} there{read}, {metric['model']:.3f} here"
+    yield "model B", f"{found['name']}: {there}; cut edges carry its values"
+    strongest = [f"{row['name']} {share(row['share']['value'])}" for row in found["changed"][:5]]
+    more = found["n_changed"] - len(strongest)
+    whose = "its own weights" if found["n_changed"] == 1 else "their own weights"
+    rest = f"; {more} more of {number(found['n_parts'], 'part')}" if more else ""
+    told = f"{', '.join(strongest)} of the difference by {whose}{rest}" if strongest else "no part alone"
+    yield "changed", told
+
+
 def below(summary: Any, circuit: Any) -> Iterator[tuple[str, str]]:
     """What is told of the units of a circuit, and of the errors of the dictionaries that they are of."""
     found = summary["units"]
@@ -135,8 +152,7 @@ def stood_in(summary: Any) -> Iterator[tuple[str, str]]:
         return
     text = f"not searched: {found['skipped']}" if found["skipped"] else found["verdict"]
     text += "; see `circuitfind show --backups`" if found["counts"] else ""
-    for i, line in enumerate(textwrap.wrap(text, WIDTH, break_on_hyphens=False)):
-        yield "" if i else "backups", line
+    yield from wrapped("backups", text)
     if found["included"]:
         before = found["faithfulness_without"][0]["faithfulness"]
         yield "", f"included in the circuit; without them its faithfulness is {interval(before)}"
@@ -150,8 +166,7 @@ def stood_in(summary: Any) -> Iterator[tuple[str, str]]:
         if gone is not None:
             keeps = [f"{interval(gone[name])} of {what}" for name, what in KEPT.items()]
             text = f"without {' + '.join(gone['nodes'])} there is left {', '.join(keeps)}"
-            for line in textwrap.wrap(text, WIDTH, break_on_hyphens=False):
-                yield "", line
+            yield from wrapped("", text)
     for group in summary["redundant"]:
         stand = "stands" if len(group["backups"]) == 1 else "stand"
         yield (

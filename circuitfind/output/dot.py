@@ -9,7 +9,7 @@ is the sign of an edge's score and width its size. The same circuit always gives
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from circuitfind.circuit.graph import Circuit
@@ -60,6 +60,8 @@ def to_dot(
     caption: bool = True,
     legend: bool = True,
     words: Words | None = None,
+    look: Callable[[Edge], str] | None = None,
+    bottom: Callable[[Scale], str] | None = None,
 ) -> str:
     """DOT text of a circuit.
 
@@ -73,21 +75,23 @@ def to_dot(
             faithfulness.
         legend: Write below what shapes, colours and widths mean.
         words: Labels and hints of nodes.
+        look: Attributes of an edge's line that take the place of the usual ones.
+        bottom: What stands below, in the place of legend and caption.
     """
     words, whole, circuit = words or Words(), circuit, fewer_edges(circuit)
     order = _position_order(circuit, positions)
     ranks = _ranks(circuit)
     scale = Scale([circuit.edge_scores.get(str(edge), math.nan) for edge in circuit.edges], ranks=len(ranks))
     links = list(_inner_links(circuit))
-    bottom = bottom_table(
+    below = bottom_table(
         whole, scale, title=title, caption=caption, legend=legend, links=bool(links), drawn=len(circuit.edges)
     )
-    lines = ["digraph circuit {", *_head(circuit, bottom, scale)]
+    lines = ["digraph circuit {", *_head(circuit, below if bottom is None else bottom(scale), scale)]
     lines += _layer_lines(ranks, layer_labels, scale)
     lines += _node_lines(circuit, scale, words)
     lines += _rank_lines(ranks, order)
     lines += _rule_lines(ranks, order, scale)
-    lines += [_edge_line(edge, circuit, scale) for edge in _weak_first(circuit)]
+    lines += [_edge_line(edge, circuit, scale, look) for edge in _weak_first(circuit)]
     lines += _serves_lines(links)
     lines += backup_lines(circuit)
     return "\n".join([*lines, "}", ""])
@@ -340,7 +344,7 @@ def _weak_first(circuit: Circuit) -> list[Edge]:
     return sorted(circuit.edges, key=lambda e: (size(e), e.order))
 
 
-def _edge_line(edge: Edge, circuit: Circuit, scale: Scale) -> str:
+def _edge_line(edge: Edge, circuit: Circuit, scale: Scale, look: Callable[[Edge], str] | None = None) -> str:
     score = circuit.edge_scores.get(str(edge), math.nan)
     width = scale.width(score)
     head = f"{quoted(str(edge.receiver))}:{edge.slot}:s" if edge.slot else f"{quoted(str(edge.receiver))}:s"
@@ -348,7 +352,7 @@ def _edge_line(edge: Edge, circuit: Circuit, scale: Scale) -> str:
     return (
         f"  {quoted(str(edge.sender))}:n -> {head} [penwidth={width:.2f}, color={quoted(scale.colour(score))}, "
         f"arrowsize={0.3 + 0.09 * width:.2f}, weight={scale.weight(score)}, tooltip={quoted(tip)}, "
-        f"class={quoted(edge.slot or 'plain')}];"
+        f"class={quoted(edge.slot or 'plain')}{', ' + look(edge) if look else ''}];"
     )
 
 

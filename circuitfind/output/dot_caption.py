@@ -63,9 +63,10 @@ def bottom_table(
 def caption_lines(circuit: Circuit, drawn: int | None = None) -> list[str]:
     """What the circuit holds under and how well, in sentences; and how many of its edges are drawn, if not all."""
     c = circuit.conditions
+    other = f" ({c.model_b})" if c.model_b else ""
     conditions = (
         f"A circuit under these conditions: metric {c.metric}; {c.ablation} ablation ({c.direction}); "
-        f"counterfactual {c.counterfactual.strip()}; method {c.method}; rule {c.rule}."
+        f"counterfactual {c.counterfactual.strip()}{other}; method {c.method}; rule {c.rule}."
     )
     measured = [
         f"{e.faithfulness} under {e.ablation} ablation ({e.n_prompts} prompts)" for e in circuit.evaluations

@@ -146,10 +146,10 @@ class Store:
 def run_name(task: str, model: str, config: Mapping[str, Any]) -> tuple[str, str]:
     """(folder name, id) of a configuration."""
     identity = stage_key(task, model, config)[:8]
-    return f"{_slug(task)}-{_slug(model)}-{identity}", identity
+    return f"{slug(task)}-{slug(model)}-{identity}", identity
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     """Text as part of a file name on every system: ``EleutherAI/pythia-70m`` -> ``pythia-70m``."""
     last = text.replace("\\", "/").rstrip("/").rpartition("/")[2]
     return re.sub(r"[^A-Za-z0-9._]+", "-", last).strip("-.")[:48] or "unnamed"
