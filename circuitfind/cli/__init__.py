@@ -31,9 +31,23 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Trace the transcoder features that build up the next token.",
     ),
     "saes": ("circuitfind.cli.saes:saes", "Find the few SAE features that carry a task."),
+    "evaluate": (
+        "circuitfind.cli.evaluate:evaluate",
+        "Measure a circuit on new prompts, with controls, curves and tests.",
+    ),
+    "certify": ("circuitfind.cli.evaluate:certify", "Certify a circuit, or refuse it with the reasons."),
+    "check": (
+        "circuitfind.cli.check:check",
+        "Run tasks, and compare with what they expect and gave before.",
+    ),
     "show": ("circuitfind.cli.results:show", "Show what a run found."),
+    "diff": ("circuitfind.cli.diff:diff", "Say what changed between two circuits."),
     "list": ("circuitfind.cli.results:list_things", "List tasks, models, methods or runs."),
     "render": ("circuitfind.cli.results:render_run", "Draw a run's circuit as SVG, PNG, PDF or DOT."),
+    "export": (
+        "circuitfind.cli.export:export",
+        "Write a run's circuit in the form of another program.",
+    ),
     "name": (
         "circuitfind.cli.naming:name",
         "Say where neurons and features fire and what they write.",
