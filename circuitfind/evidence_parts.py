@@ -10,7 +10,7 @@ import numpy as np
 
 from circuitfind.circuit.rule import Rule
 from circuitfind.errors import UsageError
-from circuitfind.evidence_stage import Fresh
+from circuitfind.evidence_prompts import Fresh
 from circuitfind.evidence_subjects import Subject
 from circuitfind.session import Session
 

@@ -11,7 +11,8 @@ from circuitfind.errors import CircuitfindError
 from circuitfind.evidence.certify import Verdict, certify
 from circuitfind.evidence.report import Evidence
 from circuitfind.evidence_parts import PARTS, Work
-from circuitfind.evidence_stage import EvidenceOptions, evidence_text, fresh, measure
+from circuitfind.evidence_prompts import EvidenceOptions, fresh
+from circuitfind.evidence_stage import evidence_text, measure
 from circuitfind.evidence_subjects import Subject, subject_of_known
 from circuitfind.output.store import Run, Stage, Store, stage_key
 from circuitfind.pipeline import Stages

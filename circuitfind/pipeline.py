@@ -24,7 +24,8 @@ from circuitfind.circuit.scores import Scores
 from circuitfind.config import DEFAULT_CONTROLS, Controls
 from circuitfind.cross_stage import score_across
 from circuitfind.errors import CircuitfindError, UsageError
-from circuitfind.evidence_stage import EvidenceOptions, evidence_of
+from circuitfind.evidence_prompts import EvidenceOptions
+from circuitfind.evidence_stage import evidence_of
 from circuitfind.output.dot import to_dot
 from circuitfind.output.draw import dot_binary, install_hint, render
 from circuitfind.output.store import Run, Stage, Store, stage_key

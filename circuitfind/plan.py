@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitfind.config import DEFAULT_CONTROLS, Controls
-from circuitfind.evidence_stage import DRAWS, Draws, EvidenceOptions
+from circuitfind.evidence_controls import DRAWS, Draws
+from circuitfind.evidence_prompts import EvidenceOptions
 from circuitfind.output.store import Store, run_name, stage_key
 from circuitfind.pipeline import STAGES, evidence_key
 from circuitfind.session import Session, configuration, stage_keys

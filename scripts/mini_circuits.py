@@ -22,8 +22,8 @@ Made by `scripts/mini_circuits.py`: `circuitfind discover TASK` for every behavi
 (scores by `hybrid`, resample ablation, noising, pruned to faithfulness 0.9, 64 prompt pairs) and the task's first
 counterfactual. Each circuit is minimal in the sense that no edge of it can be dropped alone; `tried` counts the circuits that
 were run to find it. `new prompts` is what the same circuit carries on as many others that it was not pruned on, and `verdict`
-what `circuitfind certify` says of that at faithfulness 0.8 ([evidence.md](evidence.md)): under which ablations it holds, all controls
-being beaten. Intervals are 95 % bootstrap intervals over prompts.
+what `circuitfind certify` says of that at faithfulness 0.8 ([evidence.md](evidence.md)): under which ablations it holds, all
+controls being beaten. Intervals are 95 % bootstrap intervals over prompts.
 
 """
 COLUMNS = (

@@ -23,7 +23,8 @@ from circuitfind.errors import CircuitfindError
 from circuitfind.evidence.certify import certify
 from circuitfind.evidence.report import Evidence
 from circuitfind.evidence.shuffled import shuffle_pairs
-from circuitfind.evidence_stage import EvidenceOptions, fresh, gather, held_out
+from circuitfind.evidence_prompts import EvidenceOptions, fresh, held_out
+from circuitfind.evidence_stage import gather
 from circuitfind.output.store import Store
 from circuitfind.session import Session, Silent
 from circuitfind.settings import resolve

@@ -25,7 +25,7 @@ from circuitfind.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from circuitfind.evidence.report import Evidence
-    from circuitfind.evidence_stage import EvidenceOptions
+    from circuitfind.evidence_prompts import EvidenceOptions
     from circuitfind.evidence_subjects import Subject
 
 CHEAP = ("completeness", "minimality", "known")
@@ -235,7 +235,7 @@ def _parts(text: str | None) -> tuple[str, ...]:
 
 
 def _options(ablations: tuple[str, ...], controls: Controls, count: int | None, seed: int) -> EvidenceOptions:
-    from circuitfind.evidence_stage import EvidenceOptions
+    from circuitfind.evidence_prompts import EvidenceOptions
 
     for name in ablations:
         if name not in ABLATIONS:

@@ -1,0 +1,112 @@
+"""Prompts for evidence: others than those that a circuit was pruned on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from circuitfind.circuit.graph import Circuit
+from circuitfind.config import DEFAULT_CONTROLS, Ablation, Controls
+from circuitfind.errors import CircuitfindError
+from circuitfind.evidence.certify import ENOUGH
+from circuitfind.session import Session
+
+if TYPE_CHECKING:
+    from circuitfind.model.runs import Runs
+    from circuitfind.task.pairs import PromptPairs
+
+TRIES = 4
+"""How often more prompts are drawn to find some that are new, each time twice as many."""
+
+STRIDE = 1009
+"""Between the seeds of a run's prompts and of those that it is measured on."""
+
+
+@dataclass(frozen=True)
+class EvidenceOptions:
+    """What is measured.
+
+    Attributes:
+        controls: ``none``, ``cheap`` or ``full``.
+        ablations: Under which; the circuit's own and a second one if empty.
+        count: Prompt pairs to draw; as many as the run has if None.
+        seed: Of the prompts, relative to the run's, and of everything that is drawn.
+    """
+
+    controls: Controls = DEFAULT_CONTROLS
+    ablations: tuple[Ablation, ...] = ()
+    count: int | None = None
+    seed: int = 1
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Prompts for evidence, and the circuit's model on those that it answers rightly.
+
+    Attributes:
+        held_out: Whether the circuit was pruned on others; None where that is not known.
+        every: All that line up.
+        kept: Those that are answered rightly.
+        whole: Runs of all.
+        runs: Runs of the kept ones.
+    """
+
+    held_out: bool | None
+    every: PromptPairs
+    kept: PromptPairs
+    whole: Runs
+    runs: Runs
+
+
+def fresh(session: Session, circuit: Circuit, options: EvidenceOptions) -> Fresh:
+    """Prompts that the circuit was not pruned on; its own where the task has too few others."""
+    pairs = held_out(session, options)
+    new = pairs is not None
+    pairs = pairs or session.all_pairs
+    model = session.runs_for(circuit.anatomy).model if circuit.anatomy.split else session.model
+    whole = session.runs_of(pairs, model=model)
+    right = whole.answered_rightly
+    kept = pairs.subset(np.flatnonzero(right).tolist())
+    runs = whole if right.all() or not right.any() else session.runs_of(kept, model=model)
+    if session.settings.ablation == "optimal" or "optimal" in options.ablations:
+        runs.constants = session.full_runs.constants
+    return Fresh(new, pairs, kept, whole, runs)
+
+
+def held_out(session: Session, options: EvidenceOptions) -> PromptPairs | None:
+    """Pairs whose clean prompts are none of the run's, about as many as it has; None where there are fewer than a
+    certificate needs.
+    """
+    seen = {pair.clean for pair in session.all_pairs}
+    wanted = options.count or len(session.all_pairs)
+    new: PromptPairs | None = None
+    for times in range(1, TRIES):
+        asked = wanted * 2**times
+        try:
+            found = session.draw(asked, session.settings.seed + STRIDE * options.seed, drop_bad_pairs=True)
+        except CircuitfindError:  # the run's own pairs line up: these then have no other
+            break
+        first = {pair.clean: i for i, pair in reversed(list(enumerate(found)))}
+        new = found.subset(sorted(i for clean, i in first.items() if clean not in seen))
+        if len(new) >= wanted or len(found) < asked:
+            break
+    return None if new is None or len(new) < min(ENOUGH, wanted) else _in_company(new, wanted)
+
+
+def _in_company(pairs: PromptPairs, wanted: int) -> PromptPairs:
+    """The first ones, but none that is alone of its template and length: there would be no mean to replace it by."""
+    alike = [(pair.group, len(pair.clean)) for pair in pairs]
+    chosen = list(range(min(wanted, len(pairs))))
+    for i in list(chosen):
+        if sum(alike[j] == alike[i] for j in chosen) == 1:
+            other = next((j for j in range(wanted, len(pairs)) if alike[j] == alike[i]), None)
+            if other is None:
+                chosen.remove(i)
+            else:
+                chosen.append(other)
+    return pairs.subset(chosen or range(min(wanted, len(pairs))))
