@@ -10,7 +10,7 @@ SETUP_INPUTS := pyproject.toml requirements/ci.lock scripts/setup_venv.sh
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-compat bench lint format lock clean
+.PHONY: help setup demo check test test-all test-compat bench lint format lock clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ $(VENV)/.graphviz: scripts/install_graphviz.sh | $(VENV)/.ready
 
 demo: setup ## Find the circuit for indirect objects in the embedded model, and draw it
 	@$(BIN)/circuitfind discover ioi $(ARGS)
+
+check: setup ## Hold the known circuits that need no download against what they must give
+	@$(BIN)/circuitfind check --tier 1 $(ARGS)
 
 test: setup ## Run the tests, but for the slow ones
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)

@@ -19,12 +19,12 @@ from circuitfind.circuit.graph import Backup, Circuit, Interval, from_mask
 from circuitfind.circuit.scores import Scores
 from circuitfind.config import Ablation
 from circuitfind.errors import CircuitfindError, PromptError, UnsupportedError, UsageError
+from circuitfind.known import known_roles
 from circuitfind.model.anatomy import Anatomy
 from circuitfind.names import INPUT, Edge, Kind, Node, parse_node, parse_reader
 from circuitfind.output.backup_text import verdict
 from circuitfind.session import Session
 from circuitfind.settings import BackupOptions
-from circuitfind.summary import known_roles
 
 if TYPE_CHECKING:
     from circuitfind.circuit.evaluate import Evaluator

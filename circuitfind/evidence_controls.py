@@ -101,6 +101,10 @@ def _shuffled_pairs(
     from circuitfind.evidence.controls import shuffled_pairs
     from circuitfind.evidence.shuffled import shuffle_pairs
 
+    if session.settings.metric == "kl":
+        raise UnsupportedError(
+            "the metric kl does not look at the answers", hint="look at the other controls"
+        )
     carried = []
     for i in range(draws):
         dealt = session.runs_of(shuffle_pairs(prompts.kept, options.seed + i), model=evaluator.runs.model)
@@ -165,7 +169,7 @@ def _cross_task(
     if not names:
         return not_made("cross-task", f"no other task is known that {session.settings.model} does")
     what = f"what the method picks for {names[0] if len(names) == 1 else f'{len(names)} other tasks'}"
-    found = other_ranking(evaluator, circuit.mask, scores, "cross-task", what)
+    found = other_ranking(evaluator, circuit.mask, scores, "cross-task", what, leave_out_equal=True)
     return (
         found
         if found.values

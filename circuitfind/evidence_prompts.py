@@ -64,17 +64,20 @@ class Fresh:
 
 
 def fresh(session: Session, circuit: Circuit, options: EvidenceOptions) -> Fresh:
-    """Prompts that the circuit was not pruned on; its own where the task has too few others."""
+    """Prompts that the circuit was not pruned on; its own where the task has too few others. Each counts once."""
     pairs = held_out(session, options)
     new = pairs is not None
-    pairs = pairs or session.all_pairs
+    pairs = pairs or session.all_pairs.subset(_first_ones(session.all_pairs))
     model = session.runs_for(circuit.anatomy).model if circuit.anatomy.split else session.model
     whole = session.runs_of(pairs, model=model)
     right = whole.answered_rightly
     kept = pairs.subset(np.flatnonzero(right).tolist())
     runs = whole if right.all() or not right.any() else session.runs_of(kept, model=model)
-    if session.settings.ablation == "optimal" or "optimal" in options.ablations:
-        runs.constants = session.full_runs.constants
+    if "optimal" in (session.settings.ablation, *options.ablations) and not circuit.anatomy.split:
+        session.full_runs.ablated(
+            0, "optimal"
+        )  # learns the constants on the run's own prompts, if that is not done
+        runs.constants = whole.constants = session.full_runs.constants
     return Fresh(new, pairs, kept, whole, runs)
 
 
@@ -91,11 +94,15 @@ def held_out(session: Session, options: EvidenceOptions) -> PromptPairs | None:
             found = session.draw(asked, session.settings.seed + STRIDE * options.seed, drop_bad_pairs=True)
         except CircuitfindError:  # the run's own pairs line up: these then have no other
             break
-        first = {pair.clean: i for i, pair in reversed(list(enumerate(found)))}
-        new = found.subset(sorted(i for clean, i in first.items() if clean not in seen))
+        new = found.subset([i for i in _first_ones(found) if found[i].clean not in seen])
         if len(new) >= wanted or len(found) < asked:
             break
     return None if new is None or len(new) < min(ENOUGH, wanted) else _in_company(new, wanted)
+
+
+def _first_ones(pairs: PromptPairs) -> list[int]:
+    """Where each clean prompt stands first."""
+    return sorted({pair.clean: i for i, pair in reversed(list(enumerate(pairs)))}.values())
 
 
 def _in_company(pairs: PromptPairs, wanted: int) -> PromptPairs:

@@ -47,6 +47,7 @@ def measure(session: Session, circuit: Circuit, options: EvidenceOptions, prompt
     from circuitfind.circuit.evaluate import Evaluator, measured
     from circuitfind.evidence.behaviour import behaviour
     from circuitfind.evidence.breakdown import by_template, outliers
+    from circuitfind.evidence.listed import nodes_circuit
 
     own = session.settings.ablation
     asked = options.ablations or (own, *(a for a in ORDER if a != own))
@@ -61,22 +62,26 @@ def measure(session: Session, circuit: Circuit, options: EvidenceOptions, prompt
     )
     notes: list[str] = []
     found: list[Evaluation] = []
-    parts: dict[str, Any] = {}
+    parts: dict[str, Any] = {"as_nodes": []}
     controls: tuple[Control, ...] = ()
+    nodes = nodes_circuit(circuit.anatomy, circuit.mask)
     if len(prompts.kept):
         for ablation in asked:
             evaluator = Evaluator(prompts.runs, ablation)
             try:
                 _ = evaluator.gap
-                values = evaluator.values([circuit.mask])[0]
+                values, among = evaluator.values([circuit.mask, nodes])
             except (UnsupportedError, RunError) as error:
                 notes.append(error.what)
                 continue
             full, empty = evaluator.full, evaluator.empty
-            found.append(measured(values, full, empty, ablation, prompts.runs.metric.name))
+            metric = prompts.runs.metric.name
+            found.append(measured(values, full, empty, ablation, metric))
+            whole = measured(among, full, empty, ablation, metric)
+            parts["as_nodes"].append({"edges": int(nodes.sum()), **whole.as_dict()})
             if ablation == main:
                 texts = [p.clean_text or str(list(p.clean)) for p in prompts.kept]
-                parts = {
+                parts |= {
                     "by_template": by_template(values, full, empty, [p.group for p in prompts.kept]),
                     "outliers": outliers(values, full, empty, texts, [p.where for p in prompts.kept]),
                 }

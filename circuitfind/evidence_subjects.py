@@ -142,17 +142,19 @@ def listed_circuit(spec: TaskSpec, model: str | None, name: str | None) -> tuple
     ] or spec.known
     found = [(one, known) for one in models if one for known in spec.known_of(one, name)]
     if not found:
-        names = [known.name or one for one in spec.known for known in spec.known_of(one)]
+        names = dict.fromkeys(known.name or one for one in spec.known for known in spec.known_of(one))
         what = f"task {spec.name} knows no circuit" + (f" named '{name}'" if name else "")
         raise UsageError(
             what, hint=did_you_mean(name or "", names) if names else "`circuitfind list tasks` shows others"
         )
     if len(found) > 1 and name is None and len({one for one, _ in found}) > 1:
+        models_told = ", ".join(dict.fromkeys(one for one, _ in found))
         raise UsageError(
-            f"task {spec.name} knows circuits of {', '.join(dict.fromkeys(one for one, _ in found))}",
-            hint="say which by --model",
+            f"task {spec.name} knows circuits of {models_told}"
+            + ("" if model is None else f", not of {model}"),
+            hint="say which by --model" if model is None else "name the one to run there by --known NAME",
         )
-    return found[0]
+    return next((one for one in found if one[1].replicates), found[0])
 
 
 def _roles(known: Known) -> dict[str, str]:

@@ -26,6 +26,7 @@ from circuitfind.cross_stage import score_across
 from circuitfind.errors import CircuitfindError, UsageError
 from circuitfind.evidence_prompts import EvidenceOptions
 from circuitfind.evidence_stage import evidence_of
+from circuitfind.known import compare_with_known, known_edges, known_roles
 from circuitfind.output.dot import to_dot
 from circuitfind.output.draw import dot_binary, install_hint, render
 from circuitfind.output.store import Run, Stage, Store, stage_key
@@ -33,14 +34,7 @@ from circuitfind.output.words import picture_key, words_or_none
 from circuitfind.prompt_stage import draw_prompts
 from circuitfind.session import Reporter, Session, Silent, configuration, stage_keys, task_hash
 from circuitfind.settings import BackupOptions, Settings
-from circuitfind.summary import (
-    Discovery,
-    circuit_file,
-    compare_with_known,
-    known_edges,
-    known_roles,
-    summarise,
-)
+from circuitfind.summary import Discovery, circuit_file, summarise
 from circuitfind.task.spec import TaskSpec
 from circuitfind.unit_stage import score_units
 

@@ -23,8 +23,10 @@ from circuitfind.errors import CircuitfindError
 from circuitfind.evidence.certify import certify
 from circuitfind.evidence.report import Evidence
 from circuitfind.evidence.shuffled import shuffle_pairs
+from circuitfind.evidence_controls import _for_model
 from circuitfind.evidence_prompts import EvidenceOptions, fresh, held_out
 from circuitfind.evidence_stage import gather
+from circuitfind.model.node_pass import Patch
 from circuitfind.output.store import Store
 from circuitfind.session import Session, Silent
 from circuitfind.settings import resolve
@@ -72,6 +74,8 @@ def test_a_run_comes_with_its_evidence(found: Discovery) -> None:
         "cross-task": True,
     }
     assert evidence.parts["by_template"]
+    assert [one["ablation"] for one in evidence.parts["as_nodes"]] == ["resample", "mean"]
+    assert evidence.parts["as_nodes"][0]["edges"] > evidence.edges
     summary = found.summary["evidence"]
     assert summary["certified"]
     assert summary["verdict"] == str(certify(evidence, min_accuracy=0.75))
@@ -123,6 +127,21 @@ def test_the_full_circuit_is_exactly_1_and_the_empty_one_exactly_0(
         pytest.skip(error.what)
     assert (full == evaluator.full).all()
     assert (empty == evaluator.empty).all()
+
+
+def test_as_nodes_all_other_nodes_are_ablated(found: Discovery, session: Session) -> None:
+    options = EvidenceOptions("none")
+    prompts = fresh(session, found.circuit, options)
+    (first, _) = gather(session, found.circuit, options).parts["as_nodes"]
+    anatomy = found.circuit.anatomy
+    names = {str(node) for node in found.circuit.nodes}
+    others = np.array([name not in names for name in anatomy.writer_names])
+    # With its input cut too, a node outside the circuit still writes nothing new: the same as ablating it for every reader.
+    values = prompts.runs.patched([Patch(nodes=others)])[0]
+    empty = Evaluator(prompts.runs, "resample").empty
+    full = prompts.runs.clean
+    share = (values - empty).mean() / (full - empty).mean()
+    assert first["faithfulness"]["value"] == pytest.approx(share, abs=1e-4)
 
 
 def test_the_full_circuit_is_not_certified(found: Discovery, session: Session) -> None:
@@ -252,3 +271,22 @@ def test_at_most_one_of_twenty_shuffled_tasks_is_certified(tmp_path: Path) -> No
 
 def test_circuits_are_still_read(found: Discovery) -> None:
     assert Circuit.load(found.folder / "circuit.json").as_dict() == found.circuit.as_dict()
+
+
+@pytest.mark.slow
+def test_optimal_constants_are_those_of_the_run_and_not_of_the_new_prompts(
+    found: Discovery, session: Session
+) -> None:
+    prompts = fresh(session, found.circuit, EvidenceOptions(ablations=("optimal",), count=16))
+    assert prompts.runs.constants is not None
+    assert prompts.runs.constants is prompts.whole.constants is session.full_runs.constants
+
+
+def test_token_ids_mean_something_in_one_model_alone() -> None:
+    ids, words, text = map(load_task, ("modular-addition", "bracket-classifier", "sentiment"))
+    assert not _for_model(ids, "./another")
+    assert _for_model(ids, ids.model)
+    assert not _for_model(words, "./another")
+    assert _for_model(text, "./another")
+    assert not _for_model(text, "mini"), "models of the zoo do their own tasks"
+    assert _for_model(load_task("ioi"), "mini")

@@ -130,6 +130,10 @@ def evaluate(
 
     wanted = _parts(parts)
     options = _options(ablations, controls, count, seed)
+    if output is not None and Path(output).is_dir():
+        raise UsageError(
+            f"'{output}' is a folder", hint=f"name a file in it: {Path(output) / 'evidence.json'}"
+        )
     store = Store(outputs)
     with Progress(screen) as progress:
         subject = _subject(run, store, given, progress)

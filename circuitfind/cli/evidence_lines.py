@@ -50,6 +50,11 @@ def part_lines(data: Mapping[str, Any]) -> Lines:
             yield from tell(data[name])
 
 
+def _as_nodes(found: Any) -> Lines:
+    under = ", ".join(f"{interval(one['faithfulness'])} under {one['ablation']}" for one in found)
+    yield "as nodes", f"{under}, with all {found[0]['edges']} edges among its nodes"
+
+
 def _templates(found: Any) -> Lines:
     some = [one for one in found if one["faithfulness"]["value"] is not None]
     if len(some) > 1:
@@ -127,6 +132,7 @@ def _some(names: list[str]) -> str:
 
 
 _PARTS: dict[str, Callable[[Any], Lines]] = {
+    "as_nodes": _as_nodes,
     "by_template": _templates,
     "outliers": _outliers,
     "completeness": _completeness,

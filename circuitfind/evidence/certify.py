@@ -156,6 +156,11 @@ def _cautions(evidence: Evidence, asked: Sequence[str]) -> tuple[str, ...]:
     elif not evidence.prompts.held_out:
         found.append("measured on the prompts that it was pruned on: the task has too few others")
     found += [f"not held against {one.name}: {one.what}" for one in evidence.controls if one.beaten is None]
+    few = next(
+        (one for one in evidence.controls if one.name == NEEDED and one.beaten and one.p_value > 0.05), None
+    )
+    if few is not None:
+        found.append(f"the model has only about {len(few.values)} other circuits of {evidence.edges} edges")
     if len(asked) == 1:
         found.append(f"under {asked[0]} ablation alone")
     return tuple(found)

@@ -46,8 +46,7 @@ def random_circuits(
     seed: int = 0,
     beside: Sequence[Mask] = (),
 ) -> Control:
-    """Circuits of the same size that were picked by chance, no two of them the same: of a model that has only a few such
-    circuits the best is no proof.
+    """Circuits of the same size that were picked by chance, no two of them the same.
 
     Args:
         evaluator: On the prompts and under the ablation that count.
@@ -90,7 +89,14 @@ def random_circuits(
 
 
 def other_ranking(
-    evaluator: Evaluator, mask: Mask, scores: Sequence[Scores], name: str, what: str, *, seed: int = 0
+    evaluator: Evaluator,
+    mask: Mask,
+    scores: Sequence[Scores],
+    name: str,
+    what: str,
+    *,
+    seed: int = 0,
+    leave_out_equal: bool = False,
 ) -> Control:
     """The strongest edges of scores that were not made for this task or model, as many as the circuit has.
 
@@ -101,11 +107,12 @@ def other_ranking(
         name: Of the control.
         what: Where the scores are from.
         seed: Of the bootstrap.
+        leave_out_equal: Whether a draw that picks the circuit itself is no control; it is lost to otherwise.
     """
     size = int(mask.sum())
     masks = [strongest(one, size) for one in scores]
     others = [one for one in masks if not (one == mask).all()]
-    if not others:
+    if not others or (len(others) < len(masks) and not leave_out_equal):
         return Control(
             name, f"{what} picks the circuit itself", "faithfulness", float("nan"), (), beaten=False
         )

@@ -111,6 +111,16 @@ def heads_circuit(anatomy: Anatomy, heads: Collection[str], mlps: Collection[str
     layers = range(anatomy.n_layers) if mlps is None else [_layer(anatomy, name) for name in mlps]
     for layer in layers:
         rows |= {anatomy.row_of(node) for node in anatomy.mlp_nodes(layer)}
+    return _among(anatomy, rows)
+
+
+def nodes_circuit(anatomy: Anatomy, mask: Mask) -> Mask:
+    """All edges among the nodes of a circuit: what it is when nodes are kept or ablated, and not edges."""
+    rows = {int(row) for row in np.flatnonzero(mask.any(axis=1))}
+    return _among(anatomy, rows | {anatomy.row_of(INPUT)})
+
+
+def _among(anatomy: Anatomy, rows: Collection[int]) -> Mask:
     kept = np.isin(np.arange(len(anatomy.writers)), sorted(rows))
     names = {str(anatomy.writers[row]) for row in rows}
     read = [

@@ -14,6 +14,7 @@ from circuitfind.config import SCHEMA_VERSION
 
 FORMAT = "circuitfind.evidence"
 PARTS = (
+    "as_nodes",
     "by_template",
     "outliers",
     "completeness",

@@ -10,7 +10,7 @@ import pytest
 
 from circuitfind.circuit.graph import Evaluation, Interval
 from circuitfind.errors import UsageError
-from circuitfind.evidence.certify import certify, default_faithfulness
+from circuitfind.evidence.certify import certify, default_faithfulness, listed
 from circuitfind.evidence.report import Control, Evidence, Prompts
 
 
@@ -95,11 +95,27 @@ def test_another_bar_and_other_ablations() -> None:
     assert "under resample ablation alone" in certify(GOOD, ablations=("resample",)).cautions
 
 
+def test_a_control_on_too_few_prompts_refutes_nothing() -> None:
+    lost = replace(GOOD, controls=(replace(GOOD.controls[0], beaten=False),))
+    assert certify(lost).refuted
+    few = certify(replace(lost, prompts=replace(GOOD.prompts, right=1)))
+    assert not few.refuted
+    assert not few.certified
+    assert "only 1 prompt that the model answers rightly; 16 are needed" in few.reasons
+
+
+def test_names_in_a_sentence() -> None:
+    assert [listed(one) for one in ("", "a", "ab", "abc")] == ["no", "a", "a and b", "a, b and c"]
+
+
 def test_prompts_that_are_not_new_are_a_caution() -> None:
     old = replace(GOOD, prompts=replace(GOOD.prompts, held_out=False))
     verdict = certify(old)
     assert verdict.certified
     assert any("pruned on" in one for one in verdict.cautions)
+    unknown = certify(replace(GOOD, prompts=replace(GOOD.prompts, held_out=None)))
+    assert unknown.certified
+    assert any("is not known" in one for one in unknown.cautions)
 
 
 @pytest.mark.parametrize(

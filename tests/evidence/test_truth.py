@@ -15,11 +15,12 @@ from circuitfind.circuit.interpbench import interpbench_auroc
 from circuitfind.circuit.mib import to_eap_ig
 from circuitfind.errors import ModelError
 from circuitfind.evidence.truth import truth_of_folder
+from circuitfind.known import compare_with_known
 from circuitfind.model.anatomy import Anatomy
 from circuitfind.model.identity import identity
 from circuitfind.names import parse_edge
 from circuitfind.settings import resolve
-from circuitfind.summary import Discovery, compare_with_known
+from circuitfind.summary import Discovery
 from circuitfind.task.spec import load_task
 from circuitfind.zoo.planted import Planted, build
 from tests import families
