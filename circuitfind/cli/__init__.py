@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "saes": ("circuitfind.cli.saes:saes", "Find the few SAE features that carry a task."),
     "evaluate": (
         "circuitfind.cli.evaluate:evaluate",
-        "Measure a circuit on new prompts, with controls, curves and tests.",
+        "Measure a circuit on new prompts, against controls.",
     ),
     "certify": ("circuitfind.cli.evaluate:certify", "Certify a circuit, or refuse it with the reasons."),
     "check": (

@@ -219,12 +219,18 @@ def test_without_backups_scores_are_reused(gated: Cli) -> None:
     path = gated.folder / "gated-backup.yaml"
     off = gated.good("discover", path, "--no-backups")
     states = dict.fromkeys(("prompts", "scores", "circuit"), "reused")
-    assert gated.states(off) == {**states, "pictures": "finished"}
+    assert gated.states(off) == {**states, "evidence": "finished", "pictures": "finished"}
     assert "backups" not in off.out
     data = gated.good("show", "--json").json
     assert data["backups"] is data["completeness"] is None
     planned = gated.good("discover", path, "--no-backups", "--dry-run", "--json").json
-    assert [stage["name"] for stage in planned["stages"]] == ["prompts", "scores", "circuit", "pictures"]
+    assert [stage["name"] for stage in planned["stages"]] == [
+        "prompts",
+        "scores",
+        "circuit",
+        "evidence",
+        "pictures",
+    ]
     on = gated.good("discover", path)
     assert set(gated.states(on).values()) == {"reused"}
     gated.tidy()
@@ -239,6 +245,7 @@ def test_backups_after_none(cli: Cli) -> None:
         "scores": "reused",
         "circuit": "reused",
         "backups": "finished",
+        "evidence": "finished",
         "pictures": "finished",
     }
 

@@ -424,6 +424,7 @@ def test_a_folder_that_may_not_be_written_to(cli: Cli) -> None:
         "pruned.json",
         "backups.json",
         "circuit.json",
+        "evidence.json",
         "circuit.svg",
     ],
 )
@@ -444,9 +445,10 @@ def test_disk_full(cli: Cli, monkeypatch: pytest.MonkeyPatch, victim: str) -> No
         says = [f"no space left to write {victim}", "MB free", "finished stages are kept and reused"]
         cli.fails(3, "discover", path, says=says)
     found = cli.good("discover", path)
-    before = ["prompts", "scores", "circuit", "backups", "pictures"]
-    finished = {"scores.npz": 1, "pruned.json": 2, "backups.json": 3, "circuit.json": 3, "circuit.svg": 4}
-    states = ["reused" if i < finished.get(victim, 0) else "finished" for i in range(5)]
+    before = ["prompts", "scores", "circuit", "backups", "evidence", "pictures"]
+    finished = {"scores.npz": 1, "pruned.json": 2, "backups.json": 3, "circuit.json": 3}
+    finished |= {"evidence.json": 4, "circuit.svg": 5}
+    states = ["reused" if i < finished.get(victim, 0) else "finished" for i in range(6)]
     assert cli.states(found) == dict(zip(before, states, strict=True))
 
 
@@ -475,6 +477,7 @@ def test_interrupted_run_goes_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> N
         "scores": "reused",
         "circuit": "finished",
         "backups": "finished",
+        "evidence": "finished",
         "pictures": "finished",
     }
     assert "status        finished" in cli.good("show").out

@@ -210,7 +210,7 @@ def test_json_of_a_result_that_is_bad_news(cli: Cli, toy: Toy) -> None:
 
 def test_progress_on_stderr_result_on_stdout(finished: Cli) -> None:
     found = finished.good("discover", "small.yaml", "--force")
-    assert [line[:2] for line in found.err.splitlines()] == ["+ "] * 5
+    assert [line[:2] for line in found.err.splitlines()] == ["+ "] * 6
     assert found.out.startswith("small on planted/and-gate: a circuit found by hybrid\n")
     assert "finished," not in found.out
 
