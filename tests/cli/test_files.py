@@ -66,7 +66,7 @@ def test_init_writes_a_file_that_runs(cli: Cli, tiny_gpt2: Path) -> None:
     found = cli.good("validate", "my-task.yaml")
     assert "flip on" in found.out
     assert "other-names on" in found.out
-    found = cli.good("discover", "my-task.yaml", "--edges", "8")
+    found = cli.good("discover", "my-task.yaml", "--edges", "8", "--controls", "none")
     assert re.search(r"my-task on .*tiny-gpt2: a circuit found by hybrid", found.out)
     assert cli.run_folder().name.startswith("my-task-tiny-gpt2-")
 
