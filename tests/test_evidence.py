@@ -114,7 +114,9 @@ def test_what_is_measured_is_the_circuit_on_these_prompts(found: Discovery, sess
     assert evidence.controls == ()
 
 
-@pytest.mark.parametrize("ablation", ["resample", "mean", "zero", "optimal"])
+@pytest.mark.parametrize(
+    "ablation", ["resample", "mean", "zero", pytest.param("optimal", marks=pytest.mark.slow)]
+)
 def test_the_full_circuit_is_exactly_1_and_the_empty_one_exactly_0(
     found: Discovery, session: Session, ablation: Any
 ) -> None:
@@ -238,21 +240,21 @@ def _random_weights(seed: int, folder: Path) -> Path:
     return folder
 
 
-def _shuffled_pairs(seed: int, folder: Path) -> Path:
+def _shuffled_pairs(seed: int, folder: Path, count: int = 64) -> Path:
     spec = load_task(TASKS[seed % len(TASKS)])
-    pairs = Session(spec, resolve(spec)).draw(160, seed, drop_bad_pairs=True)
-    return _inline(folder, f"shuffled-{seed}", shuffle_pairs(pairs, seed), 64)
+    pairs = Session(spec, resolve(spec)).draw(2 * count + 16, seed, drop_bad_pairs=True)
+    return _inline(folder, f"shuffled-{seed}", shuffle_pairs(pairs, seed), count)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0])
 def test_models_with_random_weights_are_not_certified(seed: int, tmp_path: Path) -> None:
     model = _random_weights(seed, tmp_path / "model")
     assert not _certified(TASKS[seed], tmp_path, model=str(model))
 
 
-@pytest.mark.parametrize("seed", [2, 3, 7])
+@pytest.mark.parametrize("seed", [3])
 def test_shuffled_pairs_are_not_certified(seed: int, tmp_path: Path) -> None:
-    assert not _certified(_shuffled_pairs(seed, tmp_path), tmp_path)
+    assert not _certified(_shuffled_pairs(seed, tmp_path, 24), tmp_path)
 
 
 @pytest.mark.slow
