@@ -152,7 +152,8 @@ def match(
         strengths = np.abs(values)
         auc = roc_auc(strengths, truth)
         average, top = average_precision(strengths, truth), recall_at_size(strengths, truth)
-    order = {name: i for i, name in enumerate(every)}
+    # What the model has in its order, then what it has not in that of the list: a set has none.
+    order = {name: i for i, name in enumerate(dict.fromkeys((*every, *known, *sorted(had))))}
     return Match(
         kind=kind,
         known=len(wanted),
@@ -166,10 +167,9 @@ def match(
         average_precision=average,
         recall_at_size=top,
         missing=tuple(
-            by_name.get(name, Ranked(name, nan, nan))
-            for name in sorted(wanted - had, key=lambda n: order.get(n, len(order)))
+            by_name.get(name, Ranked(name, nan, nan)) for name in sorted(wanted - had, key=order.__getitem__)
         ),
-        extra=tuple(sorted(had - wanted, key=lambda n: order.get(n, len(order)))),
+        extra=tuple(sorted(had - wanted, key=order.__getitem__)),
     )
 
 

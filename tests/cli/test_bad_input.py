@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -483,8 +484,17 @@ def test_interrupted_run_goes_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> N
     assert "status        finished" in cli.good("show").out
 
 
+def _interrupted(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a process leaves after Ctrl-C; pressed again where Python lost one, as it does inside a callback of its own."""
+    for _ in range(10):
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=3)
+    return process.communicate(timeout=60)
+
+
 def test_ctrl_c_of_a_process(cli: Cli) -> None:
-    path = written(cli, GOOD.replace("or-gate", "ioi-planted").replace("count: 8", "count: 200"))
+    path = written(cli, GOOD.replace("or-gate", "ioi-planted").replace("count: 8", "count: 1000"))
     words = ["discover", str(path), "--method", "activation-patching", "--faithfulness", "0.9999"]
     process = subprocess.Popen(
         [sys.executable, "-m", "circuitfind", *words],
@@ -497,8 +507,7 @@ def test_ctrl_c_of_a_process(cli: Cli) -> None:
     assert process.stderr is not None
     first = process.stderr.readline()
     assert first.startswith("+ prompts"), first
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = _interrupted(process)
     assert process.returncode == 130, err
     assert out == ""
     assert "interrupted: finished stages are kept" in err
