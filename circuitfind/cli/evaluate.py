@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,22 +203,8 @@ def certify(
             accuracy = subject.session.settings.min_accuracy
             evidence = gather(subject, options, ())
     verdict = weigh(evidence, faithfulness=faithfulness, ablations=ablations, min_accuracy=accuracy)
-    told = {
-        **verdict.as_dict(),
-        "prompts": evidence.as_dict()["prompts"],
-        "measured": evidence.as_dict()["measured"],
-    }
-    told |= {"controls": evidence.as_dict()["controls"], "notes": list(evidence.notes)}
-
-    def show() -> None:
-        print_title(
-            screen, evidence.conditions, f"a circuit of {evidence.edges} of {evidence.edges_in_model} edges"
-        )
-        for title, line in evidence_lines(told):
-            print_line(screen, title, line)
-        _print_cautions(screen, verdict.cautions)
-
-    screen.result({"version": 1, **told}, show)
+    told = _told(evidence.as_dict(), verdict.as_dict())
+    screen.result({"version": 1, **told}, lambda: _show_verdict(screen, evidence, told))
     if not verdict.certified:
         raise click.exceptions.Exit(1)
 
@@ -282,24 +267,28 @@ def _subject(run: str | None, store: Any, given: dict[str, Any], reporter: Progr
     return subject_of_run(store.find(run or "latest"), **place)
 
 
-def _show(screen: Screen, subject: Subject, evidence: Evidence, verdict: dict[str, Any]) -> None:
-    conditions = evidence.conditions
-    print_title(screen, conditions, f"a circuit of {evidence.edges} of {evidence.edges_in_model} edges")
-    data = evidence.as_dict()
-    told = {**verdict, "prompts": data["prompts"], "measured": data["measured"], "controls": data["controls"]}
+def _told(evidence: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any]:
+    """The verdict, and what it rests on."""
+    return {**verdict, **{name: evidence[name] for name in ("prompts", "measured", "controls", "notes")}}
+
+
+def _show_verdict(screen: Screen, evidence: Evidence, told: dict[str, Any]) -> None:
+    size = f"a circuit of {evidence.edges} of {evidence.edges_in_model} edges"
+    print_title(screen, evidence.conditions, size)
     for title, line in evidence_lines(told):
         print_line(screen, title, line)
-    _print_cautions(screen, verdict["cautions"])
+    # Those that the lines on controls have not told.
+    for caution in told["cautions"]:
+        if not caution.startswith("not held against"):
+            print_line(screen, "caution", caution)
+
+
+def _show(screen: Screen, subject: Subject, evidence: Evidence, verdict: dict[str, Any]) -> None:
+    data = evidence.as_dict()
+    _show_verdict(screen, evidence, _told(data, verdict))
     for title, line in part_lines(data):
         print_line(screen, title, line)
     for note in evidence.notes:
         print_line(screen, "note", note)
     if subject.run is not None:
         print_line(screen, "file", str(subject.run.path / "evaluation.json"))
-
-
-def _print_cautions(screen: Screen, cautions: Sequence[str]) -> None:
-    """Those that the lines on controls have not told."""
-    for caution in cautions:
-        if not caution.startswith("not held against"):
-            print_line(screen, "caution", caution)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import exp, lgamma, nan
+from math import exp, nan
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 
 from circuitfind.circuit.json_form import finite, number
 from circuitfind.circuit.random import RandomCircuits
+from circuitfind.evidence.statistics import log_choose
 from circuitfind.model.anatomy import Anatomy
 
 Mask = Bool[np.ndarray, "writer reader"]
@@ -99,9 +100,6 @@ def expected_jaccard(first: int, second: int, among: int) -> float:
     """Mean Jaccard index of two sets of given sizes, drawn at random from so many: the sum over the hypergeometric."""
     if not 0 < max(first, second) <= among:
         return 0.0
-
-    def log_choose(n: int, k: int) -> float:
-        return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
 
     total = log_choose(among, second)
     shared = range(max(0, first + second - among), min(first, second) + 1)

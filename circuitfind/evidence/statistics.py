@@ -11,12 +11,16 @@ from jaxtyping import Float
 Values = Float[np.ndarray, " prompt"]
 
 
+def log_choose(n: int, k: int) -> float:
+    """The logarithm of a binomial coefficient: that of a thousand things fits into no float."""
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
 def binomial(k: int, n: int, p: float) -> float:
-    """The chance of k hits in n tries, through logarithms: the coefficients of a thousand tries fit into no float."""
+    """The chance of k hits in n tries."""
     if p in (0.0, 1.0):
         return float(k == round(n * p))
-    ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-    return math.exp(ways + k * math.log(p) + (n - k) * math.log1p(-p))
+    return math.exp(log_choose(n, k) + k * math.log(p) + (n - k) * math.log1p(-p))
 
 
 def at_least(k: int, n: int, p: float) -> float:
