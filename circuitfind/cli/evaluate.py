@@ -191,11 +191,11 @@ def certify(
     options = _options(ablations, controls, count, seed)
     store = Store(outputs)
     with Progress(screen) as progress:
-        found, evidence, accuracy = None, None, 0.0
-        if run is not None and given["known"] is None and given["task"] is None and not _is_file(run):
-            found = store.find(run)
+        evidence, accuracy = None, 0.0
+        if _is_run(run, given):
             from circuitfind.backup_runs import settings_of
 
+            found = store.find(run or "latest")
             accuracy = settings_of(found).min_accuracy
             evidence = evidence_on(found, options)
         if evidence is None:
@@ -236,6 +236,23 @@ def _is_file(text: str) -> bool:
     return Path(text).is_file() or text.endswith(".json")
 
 
+def _is_run(run: str | None, given: dict[str, Any]) -> bool:
+    """Whether the arguments name a run, and no file or known circuit.
+
+    Raises:
+        UsageError: They do, and say what only those need.
+    """
+    if given["known"] is not None or (run is not None and _is_file(run)):
+        return False
+    flags = [f"--{name}" for name in ("task", "model", "metric", "counterfactual") if given[name] is not None]
+    if flags:
+        raise UsageError(
+            f"{flags[0]} is for circuit files and known circuits: a run has its own",
+            hint="leave it out, or give a circuit file",
+        )
+    return True
+
+
 def _subject(run: str | None, store: Any, given: dict[str, Any], reporter: Progress) -> Subject:
     """What the arguments name: a run, a file, or a circuit of a task's list."""
     from circuitfind.evidence_subjects import subject_of_file, subject_of_known, subject_of_run
@@ -243,6 +260,8 @@ def _subject(run: str | None, store: Any, given: dict[str, Any], reporter: Progr
     from circuitfind.task.spec import load_task
 
     place = {"device": given["device"], "memory": memory_bytes(given["memory"]), "reporter": reporter}
+    if _is_run(run, given):
+        return subject_of_run(store.find(run or "latest"), **place)
     others = {name: given[name] for name in ("model", "metric", "counterfactual")}
     if given["known"] is not None:
         task = given["task"] or run
@@ -250,21 +269,14 @@ def _subject(run: str | None, store: Any, given: dict[str, Any], reporter: Progr
             raise UsageError("a known circuit is one of a task", hint="write it as: --task ioi --known any")
         name = None if given["known"] == "any" else given["known"]
         return subject_of_known(load_task(task), name, **others, **place)
-    if run is not None and _is_file(run):
-        if given["task"] is None:
-            raise UsageError(
-                "a circuit file is evaluated on a task",
-                where=run,
-                hint="name it by --task, such as --task ioi",
-            )
-        return subject_of_file(Path(run), load_task(given["task"]), **others, **place)
-    flags = [f"--{name}" for name in ("task", *others) if given[name] is not None]
-    if flags:
+    assert run is not None, "neither a run nor a known circuit: a file"
+    if given["task"] is None:
         raise UsageError(
-            f"{flags[0]} is for circuit files and known circuits: a run has its own",
-            hint="leave it out, or give a circuit file",
+            "a circuit file is evaluated on a task",
+            where=run,
+            hint="name it by --task, such as --task ioi",
         )
-    return subject_of_run(store.find(run or "latest"), **place)
+    return subject_of_file(Path(run), load_task(given["task"]), **others, **place)
 
 
 def _told(evidence: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any]:

@@ -46,6 +46,12 @@ def test_another_ablation_alone_is_held_against_controls_too(cli: Cli, found: Di
     assert {one["name"] for one in told["controls"] if one["beaten"]} >= {"random circuits", "shuffled pairs"}
 
 
+@pytest.mark.parametrize("command", ["evaluate", "certify"])
+@pytest.mark.parametrize("flag", ["--model", "--metric", "--counterfactual", "--task"])
+def test_a_run_has_its_own_task_and_model(cli: Cli, found: Discovery, command: str, flag: str) -> None:
+    cli.fails(2, command, *_of(found), flag, "kl", says=[f"{flag} is for circuit files", "a run has its own"])
+
+
 def test_a_file_does_not_say_which_prompts_it_is_from(cli: Cli, found: Discovery) -> None:
     path = found.folder / "circuit.json"
     told = cli("certify", path, "--task", TASK, "--count", "20", "--json").json
