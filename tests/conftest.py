@@ -10,10 +10,11 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -54,6 +55,21 @@ def _knows_solu() -> bool:
     from transformer_lens.model_bridge.sources.native import model
 
     return "solu_ln" in getattr(model, "_ACTIVATIONS", {"solu_ln": None})
+
+
+WHOLE_RUNS = ("cli", "check", "test_evidence.py", "test_docs.py")
+"""Tests that run whole commands or pipelines, over and over; half of their time would go into checking shapes."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shapes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Shapes are checked where functions are tested, and everywhere by ``make test-all``."""
+    where = request.path.relative_to(Path(__file__).parent).parts[0]
+    everywhere = not request.config.option.markexpr
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", where in WHOLE_RUNS and not everywhere)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -44,6 +45,26 @@ NATIVE_FAMILIES = (
     "kv-groups",
 )
 FAMILIES = (*HF_FAMILIES, *NATIVE_FAMILIES)
+
+ALIKE = (
+    "neox-serial",
+    "llama",
+    "qwen2",
+    "ln-pre",
+    "rms-gated",
+    "no-norm",
+    "attn-only-no-norm",
+    "final-rms",
+)
+"""Families each of whose traits another one has too."""
+
+
+def costly(family: str, *others: Any) -> Any:
+    """A parameter of a test that takes seconds for each family: what is like another joins in ``make test-all``."""
+    return pytest.param(family, *others, marks=[pytest.mark.slow] if family in ALIKE else [])
+
+
+COSTLY = [costly(family) for family in FAMILIES]
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def test_same_circuit_as_the_plain_loop(family: str, ablation: Ablation) -> None
 
 
 @pytest.mark.parametrize("tau", [0.004, 0.05, 0.8])
-@pytest.mark.parametrize("speculate", [1, 2, 7, 500])
+@pytest.mark.parametrize("speculate", [1, pytest.param(2, marks=pytest.mark.slow), 7, 500])
 def test_guesses_change_nothing(tau: float, speculate: int) -> None:
     wanted, _ = reference("kv-groups", "resample", tau)
     scores = found(runs_of("kv-groups"), threshold=tau, speculate=speculate)

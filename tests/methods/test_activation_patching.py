@@ -24,7 +24,7 @@ from circuitfind.model.runs import Runs
 from circuitfind.task.metrics import get_metric
 from circuitfind.task.pairs import PromptPair, PromptPairs
 from tests import families
-from tests.families import FAMILIES, pairs_for
+from tests.families import COSTLY, FAMILIES, pairs_for
 from tests.methods.slow import nodes
 from tests.methods.slow.problem import Problem, ablated, problem
 from tests.model.oracle import ablated_writes, logit_diffs, oracle, tokens_of
@@ -84,7 +84,7 @@ def test_every_node_against_the_oracle(family: str, way: tuple[Ablation, Directi
     assert scores.level == "node"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COSTLY)
 def test_both_directions_and_their_interaction(family: str) -> None:
     model = families.model(family)
     pairs = pairs_for(model, count=5, last=False, lengths=(5, 7) if model.causal else (6,), same=1)
@@ -109,7 +109,7 @@ def test_both_directions_and_their_interaction(family: str) -> None:
 
 
 @pytest.mark.parametrize("direction", ["noising", "denoising"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COSTLY)
 def test_every_position(family: str, direction: Direction) -> None:
     model = families.model(family)
     pairs = pairs_for(model, count=4, last=False, lengths=(5, 6) if model.causal else (6,), same=2)

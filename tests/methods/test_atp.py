@@ -13,7 +13,7 @@ from circuitfind.config import Ablation, Direction
 from circuitfind.errors import UnsupportedError
 from circuitfind.methods import get_method, options_of
 from tests import families
-from tests.families import FAMILIES, pairs_for
+from tests.families import COSTLY, FAMILIES, pairs_for
 from tests.methods.node_cases import (
     FEW,
     TOLERANCE,
@@ -84,7 +84,7 @@ def test_zero_ablation(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_near(found.extra["readers"], slots(model.anatomy, wanted))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COSTLY)
 @pytest.mark.parametrize("way", ["noising", "denoising", "zero"])
 def test_neurons(family: str, way: str) -> None:
     model = families.model(family)

@@ -18,7 +18,7 @@ from circuitfind.model.bridge import Model
 from circuitfind.model.load import load_model
 from circuitfind.task.pairs import PromptPair, PromptPairs
 from tests import families
-from tests.families import FAMILIES, native_config, native_state, pairs_for, write_native
+from tests.families import FAMILIES, costly, native_config, native_state, pairs_for, write_native
 from tests.methods.node_cases import (
     FEW,
     assert_near,
@@ -44,7 +44,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("family", "direction"), [*((f, "noising") for f in FAMILIES), *((f, "denoising") for f in FEW)]
+    ("family", "direction"), [*(costly(f, "noising") for f in FAMILIES), *((f, "denoising") for f in FEW)]
 )
 def test_fixes_are_patterns_computed_again(family: str, direction: Direction) -> None:
     """The reference patches one key after the other and runs every softmax again."""
@@ -68,7 +68,7 @@ def test_fixes_are_patterns_computed_again(family: str, direction: Direction) ->
 @pytest.mark.parametrize(
     ("family", "direction", "fixes"),
     [
-        *((f, "noising", True) for f in FAMILIES),
+        *(costly(f, "noising", True) for f in FAMILIES),
         *((f, "denoising", True) for f in FEW),
         *((f, "noising", False) for f in ("gpt2", "gemma2")),
     ],

@@ -16,7 +16,7 @@ from circuitfind.model.contrast import Contrast
 from circuitfind.model.edge_pass import EdgePass
 from circuitfind.model.runs import Runs
 from tests import families
-from tests.families import FAMILIES, pairs_for, runs_of
+from tests.families import FAMILIES, costly, pairs_for, runs_of
 from tests.model.oracle import ablated_writes, logit_diffs, oracle, slope, tokens_of
 
 FEW = ("gpt2", "neox", "gemma2", "bidirectional", "kv-groups")
@@ -56,7 +56,7 @@ def sample_of_edges(model: Model, scores: Scores, each: int) -> list[tuple[int, 
 
 
 @pytest.mark.parametrize(
-    ("family", "way"), [*((f, WAYS[0]) for f in EVERY), *((f, way) for f in FEW for way in WAYS[1:])]
+    ("family", "way"), [*(costly(f, WAYS[0]) for f in EVERY), *((f, way) for f in FEW for way in WAYS[1:])]
 )
 def test_edges_and_nodes_are_slopes(family: str, way: tuple[Ablation, Direction]) -> None:
     """Score = minus the slope of the metric as one edge (or one writer) goes from current to ablated.

@@ -15,11 +15,11 @@ from circuitfind.methods.eap_ig_activations import EAPIGActivations
 from circuitfind.model.runs import Runs
 from circuitfind.task.metrics import get_metric
 from tests import families
-from tests.families import FAMILIES, pairs_for
+from tests.families import COSTLY, pairs_for
 from tests.methods.slow import edges
 from tests.methods.slow.problem import ablated, problem
 
-every_family = pytest.mark.parametrize("family", FAMILIES)
+every_family = pytest.mark.parametrize("family", COSTLY)
 FEW = ("gpt2", "neox", "gemma2", "bidirectional", "kv-groups", "attn-only")
 POINTS = {"midpoint": edges.middle, "left": edges.left, "right": edges.right}
 

@@ -20,7 +20,7 @@ from circuitfind.model.runs import Runs
 from circuitfind.task.metrics import get_metric
 from circuitfind.task.pairs import PromptPairs
 from tests import families
-from tests.families import FAMILIES, pairs_for
+from tests.families import COSTLY, FAMILIES, pairs_for
 from tests.methods.slow import edges
 from tests.methods.slow.problem import ablated, problem
 
@@ -44,7 +44,7 @@ def patching(
     return EdgePatching(of, top).run(runs, ablation=ablation, direction=direction)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COSTLY)
 def test_every_edge(family: str) -> None:
     """Prompts of two lengths in several batches and passes."""
     model = families.model(family)

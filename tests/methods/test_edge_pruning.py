@@ -90,7 +90,14 @@ def test_recovery(kind: str, seed: int) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"warm": ""}, {"warm": "activation-patching"}, {"warm": "atp"}, {"gates": "ugs"}, {"loss": "metric"}],
+    [
+        {"warm": ""},
+        {"gates": "ugs"},
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in ({"warm": "activation-patching"}, {"warm": "atp"}, {"loss": "metric"})
+        ),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("kind", ["and-gate", pytest.param("ioi-planted", marks=pytest.mark.slow)])

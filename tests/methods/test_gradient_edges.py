@@ -22,7 +22,7 @@ from circuitfind.model.norms import Norm
 from circuitfind.model.runs import Runs
 from circuitfind.task.pairs import PromptPair, PromptPairs
 from tests import families
-from tests.families import FAMILIES, pairs_for, runs_of
+from tests.families import COSTLY, pairs_for, runs_of
 from tests.methods.slow import edges
 from tests.methods.slow.plain import EXACT, GIM, RELP, RELP_AH
 from tests.methods.slow.problem import Problem, ablated, problem
@@ -94,7 +94,7 @@ def nodes_agree(scores: Scores) -> None:
 
 
 @pytest.mark.parametrize(("case", "same"), [("eap", 0), *((case, 2) for case in METHOD_CASES)])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COSTLY)
 def test_every_edge_is_that_of_the_reference(family: str, case: str, same: int) -> None:
     model = families.model(family)
     pairs = pairs_for(model, count=3, last=False, same=same)
@@ -109,7 +109,7 @@ def test_every_edge_is_that_of_the_reference(family: str, case: str, same: int) 
 
 
 @pytest.mark.parametrize("case", ["eap", "relp", "gim"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COSTLY)
 def test_denoising_takes_the_gradient_at_the_corrupted_run(family: str, case: str) -> None:
     model = families.model(family)
     pairs = pairs_for(model, count=3, last=False, same=1)

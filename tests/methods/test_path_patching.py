@@ -20,7 +20,7 @@ from circuitfind.model.runs import Runs
 from circuitfind.task.metrics import get_metric
 from circuitfind.task.pairs import PromptPairs
 from tests import families
-from tests.families import FAMILIES, pairs_for
+from tests.families import COSTLY, pairs_for
 from tests.methods.slow import paths as slow
 from tests.methods.slow.problem import Problem, problem
 
@@ -89,7 +89,7 @@ CASES = (
 
 
 @pytest.mark.parametrize("direction", ["noising", "denoising"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COSTLY)
 def test_senders_to_receivers(family: str, direction: Direction) -> None:
     model, runs, given, sign = case(family, direction)
     names = model.anatomy.writer_names
@@ -109,7 +109,7 @@ def test_senders_to_receivers(family: str, direction: Direction) -> None:
 
 
 @pytest.mark.parametrize("direction", ["noising", "denoising"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COSTLY)
 def test_paths_of_several_hops(family: str, direction: Direction) -> None:
     """Against the model as a tree, in which every path has copies of its own."""
     model, runs, given, sign = case(family, direction)
