@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,13 +49,42 @@ def by_template(
     return found
 
 
+@dataclass(frozen=True)
+class Far:
+    """A prompt on which the circuit misses the model by far more, or less, than on the others.
+
+    Attributes:
+        index: Which.
+        miss: m(circuit) - m(full), in units of the mean gap m(full) - m(empty).
+        z: Its distance from the median, in units of 1.4826 times the median absolute deviation.
+    """
+
+    index: int
+    miss: float
+    z: float
+
+
+def far_ones(values: Values, full: Values, empty: Values) -> list[Far]:
+    """Such prompts, the worst first.
+
+    Args:
+        values: The metric of each prompt in the circuit.
+        full: In the model.
+        empty: With everything ablated.
+    """
+    gap = float((full - empty).mean())
+    misses = (values - full) / gap
+    spread = 1.4826 * float(np.median(np.abs(misses - np.median(misses))))
+    if not spread > 0:
+        return []
+    z = (misses - np.median(misses)) / spread
+    return [Far(int(i), float(misses[i]), float(z[i])) for i in np.argsort(-np.abs(z)) if abs(z[i]) > FAR]
+
+
 def outliers(
     values: Values, full: Values, empty: Values, texts: Sequence[str], where: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Prompts on which the circuit misses the model by far more, or less, than on the others; the worst first.
-
-    What is looked at is m(circuit) - m(full) of a prompt in units of the mean gap; the distance from its median in units
-    of 1.4826 times the median absolute deviation.
+    """The same as plain data.
 
     Args:
         values: The metric of each prompt in the circuit.
@@ -63,22 +93,15 @@ def outliers(
         texts: The prompts.
         where: Where each is from.
     """
-    gap = float((full - empty).mean())
-    misses = (values - full) / gap
-    spread = 1.4826 * float(np.median(np.abs(misses - np.median(misses))))
-    if not spread > 0:
-        return []
-    z = (misses - np.median(misses)) / spread
-    far = [int(i) for i in np.argsort(-np.abs(z)) if abs(z[i]) > FAR]
     return [
         {
-            "prompt": texts[i],
-            "where": where[i],
-            "miss": float(misses[i]),
-            "z": float(z[i]),
-            "circuit": float(values[i]),
-            "full": float(full[i]),
-            "empty": float(empty[i]),
+            "prompt": texts[far.index],
+            "where": where[far.index],
+            "miss": far.miss,
+            "z": far.z,
+            "circuit": float(values[far.index]),
+            "full": float(full[far.index]),
+            "empty": float(empty[far.index]),
         }
-        for i in far
+        for far in far_ones(values, full, empty)
     ]

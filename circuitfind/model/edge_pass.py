@@ -170,7 +170,8 @@ class EdgePass:
             weights = self._float(kept[:, self._apart.rows[: varied.shape[1]]].transpose(0, 2, 1))
             out = torch.bmm(weights, varied) if out is None else out.baddbmm_(weights, varied)
         if out is None:
-            out = shared[None] if shared is not None else same.new_zeros((1, readers, same.shape[2]))
+            out = same.new_zeros((patches, readers, same.shape[2]))
+            out += 0.0 if shared is None else shared
         elif shared is not None:
             out += shared
         out = out.unflatten(-1, (-1, self._model.d_model))
