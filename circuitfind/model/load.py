@@ -23,7 +23,7 @@ from circuitfind.model.identity import hash_files, identity, model_folder
 from circuitfind.model.quiet import quiet
 from circuitfind.model.tl_format import boot_native, load_tl
 from circuitfind.model.tokenizer import HFTokenizer
-from circuitfind.zoo import TRAINED, ZOO, is_zoo, split_zoo, trained_folder
+from circuitfind.zoo import TRAINED, ZOO, is_planted, is_zoo, split_zoo, trained_folder
 
 if TYPE_CHECKING:
     from circuitfind.zoo.planted import Planted
@@ -98,6 +98,26 @@ def planted(name: str) -> Planted:
 
     kind, seed = split_zoo(name)
     return build(kind.removeprefix("planted/"), seed)
+
+
+def load_tokenizer(name: str) -> HFTokenizer | None:
+    """The tokenizer of a model without the model: of a zoo name, a folder (weights may be missing) or a hub name.
+
+    None for models that read token ids.
+
+    Raises:
+        ModelError: There is none of that name, or it cannot be read.
+    """
+    if is_planted(name):
+        planted(name)  # so that an unknown name is told
+        return None
+    folder = trained_folder(name) if name in TRAINED else model_folder(name)
+    local = folder.is_dir()
+    if not local and name.startswith((".", "/", "~", "$")):
+        raise ModelError(f"'{name}' is no folder", hint="give a folder, a zoo name, or a hub name")
+    with quiet():
+        found = _hf_tokenizer(str(folder) if local else name, local)
+    return None if found is None else HFTokenizer(found)
 
 
 def _load_zoo(name: str, device: torch.device) -> Model:

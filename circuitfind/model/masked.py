@@ -45,6 +45,10 @@ class MaskedPass:
             mask: Share of its current value that each edge carries, for all prompts or for each; what is marked where no
                 edge exists is never read.
         """
+        return self._model.head(self.final(mask))
+
+    def final(self, mask: Float[Tensor, "#row writer reader"]) -> Float[Tensor, "row d_model"]:
+        """The stream that the final norm reads at each prompt's answer position; see ``run``."""
         model, anatomy = self._model, self._model.anatomy
         model.passes["forward"] += 1
         gaps = [(self._contrast.base.input - self._cut.input)[:, None]]  # each [row, writer, pos, d_model]
@@ -57,7 +61,7 @@ class MaskedPass:
         final = self._read(
             mask, gaps, slice(len(anatomy.readers) - 1, None), 2 * anatomy.n_layers, answer=True
         )
-        return model.head(final[:, 0, 0])
+        return final[:, 0, 0]
 
     def _through(self, block: Callable[..., list[Tensor]], *inputs: object) -> list[Tensor]:
         if not (self._recompute and torch.is_grad_enabled()):

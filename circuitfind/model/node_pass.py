@@ -104,6 +104,7 @@ class NodePass:
         where: At which tokens of the contrast each patch does so; None for all.
         stages: Where patches begin, if not at their first node.
         held: Which writers keep their value of the base run in each patch; None for none.
+        amounts: How far a patch moves what it replaces in each prompt, from 0 to 1 (all the way); None for 1.
         watch: Sees what differs from the base run.
     """
 
@@ -115,6 +116,7 @@ class NodePass:
         stages: Sequence[int] | None = None,
         *,
         held: Bool[np.ndarray, "patch writer"] | None = None,
+        amounts: Float[Tensor, "patch row"] | None = None,
         watch: Watch | None = None,
     ) -> None:
         self._contrast, self._model = contrast, contrast.model
@@ -122,6 +124,7 @@ class NodePass:
         self._n_rows = contrast.n_rows
         self._any: Bool[np.ndarray, " writer"] = np.asarray(nodes.any(0))
         self._nodes = torch.from_numpy(nodes).to(contrast.model.device)
+        self._amounts = self._nodes[:, None] if amounts is None else self._nodes[:, None] * amounts[..., None]
         anatomy = contrast.model.anatomy
         self._stages = list(stages) if stages is not None else [first_stage(anatomy, row) for row in nodes]
         assert self._stages == sorted(self._stages)
@@ -174,16 +177,15 @@ class NodePass:
         return self._places[n]
 
     def _chosen(self, rows: slice, patches: slice, last: bool) -> Float[Tensor, "patch row pos writer"]:
-        """1 where a patch replaces a writer at a token, else 0; axes ``row`` and ``pos`` have length 1 without ``where``."""
-        dtype = self._contrast.base.input.dtype
-        chosen: Tensor = self._nodes[patches, rows][:, None, None]
+        """How far a patch moves a writer at a token; axes ``row`` and ``pos`` have length 1 without ``where``."""
+        chosen = self._amounts[patches, :, None, rows].to(self._contrast.base.input.dtype)
         if self._where is not None:
             where = self._where[patches]
             if last:
                 place = self._contrast.base.place
                 where = where[:, torch.arange(self._n_rows), place.answers - place.start, None]
-            chosen = chosen & where[..., None]
-        return chosen.to(dtype)
+            chosen = chosen * where[..., None]
+        return chosen
 
     def _put(
         self,
@@ -200,7 +202,9 @@ class NodePass:
             assert self._held is not None
             out = torch.where(self._held[patches, row][:, None, None, None], base, out)
         if bool(self._any[row]):
-            out = torch.where(self._chosen(slice(row, row + 1), patches, last).bool(), wanted, out)
+            out = torch.lerp(
+                out, wanted, self._chosen(slice(row, row + 1), patches, last)
+            )  # exact at 0 and 1
         return out.flatten(0, 1)
 
     def _gap(self, index: int, z: Tensor, patches: slice, last: bool) -> Tensor | None:
@@ -244,8 +248,8 @@ class NodePass:
         # What one head adds does not depend on the patch: each is projected once, not once for each patch.
         gap = (self._at(self._values.z[index], last) - run.z)[:, :, used].flatten(0, 1).transpose(0, 1)
         each = torch.matmul(gap, layer.w_o[used]).unflatten(1, run.z.shape[:2])  # [head, row, pos, d_model]
-        if self._where is None:
-            matrix = self._nodes[patches, heads][:, used].to(each.dtype)
+        if self._where is None and self._amounts.shape[1] == 1:
+            matrix = self._amounts[patches, 0, heads][:, used].to(each.dtype)
             out = (matrix @ each.flatten(1)).unflatten(1, each.shape[1:])
         else:
             out = torch.einsum("nrph,hrpd->nrpd", self._chosen(heads, patches, last)[..., used], each)

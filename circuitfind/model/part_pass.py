@@ -30,7 +30,7 @@ def swapped(
     Args:
         parts: Its parts.
         any_part: Which of them any patch replaces.
-        chosen: 1 where a patch replaces a part.
+        chosen: How far a patch moves a part: 1 where it replaces it.
         now: What they add together, and what each does.
         cut: The same of what replaced ones carry.
     """
@@ -40,16 +40,15 @@ def swapped(
         gap = (carried.values - seen.values)[..., used] * chosen[..., parts.owner[used]]
         return out + parts.added(gap, used)
     # Not as a difference: what is replaced by zeros must be zero, since a norm may stand behind it.
-    picked = chosen.bool()
-    units = torch.where(picked[..., parts.owner], carried.values, seen.values)
+    units = torch.lerp(seen.values, carried.values, chosen[..., parts.owner])
     theirs, ours = (
         parts.left(total, carried.values, carried.error),
         parts.left(out, seen.values, seen.error),
     )
-    found = parts.added(units) + torch.where(picked[..., parts.rest, None], theirs, ours)
+    found = parts.added(units) + torch.lerp(ours, theirs, chosen[..., parts.rest, None])
     if parts.error is None or seen.error is None or carried.error is None:
         return found
-    return found + torch.where(picked[..., parts.error, None], carried.error, seen.error)
+    return found + torch.lerp(seen.error, carried.error, chosen[..., parts.error, None])
 
 
 class PartsOfPass:
