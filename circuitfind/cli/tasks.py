@@ -21,7 +21,12 @@ from circuitfind.errors import UsageError
     shell_complete=complete_models,
     help="Check the prompts against this model.  [default: the task's]",
 )
-@click.option("--no-model", is_flag=True, help="Check the file alone; loads nothing.")
+@click.option(
+    "--with-model/--no-model",
+    default=True,
+    show_default=True,
+    help="Check the prompts too; without, the file alone, and nothing is loaded.",
+)
 @click.option("--counterfactual", metavar="NAME", help="Check only this one.  [default: all]")
 @click.option("--drop-bad-pairs", is_flag=True, help="Count pairs that do not line up instead of refusing.")
 @device_option
@@ -30,7 +35,7 @@ def validate(
     screen: Screen,
     task: str,
     model: str | None,
-    no_model: bool,
+    with_model: bool,
     counterfactual: str | None,
     drop_bad_pairs: bool,
     device: str,
@@ -39,6 +44,11 @@ def validate(
 
     Pair by pair: equal token length, slots at the same positions, single-token answers, different answers and prompts.
     Then how many of the clean prompts the model answers rightly.
+
+    \b
+    circuitfind validate my-task.yaml --no-model
+    circuitfind validate ioi --counterfactual abc
+    circuitfind validate my-task.yaml --model ./my-model
     """
     from circuitfind.session import Session
     from circuitfind.settings import resolve
@@ -47,7 +57,7 @@ def validate(
     spec = load_task(task)
     settings = resolve(spec, model=model, counterfactual=counterfactual, drop_bad_pairs=drop_bad_pairs)
     found: dict[str, Any] = {"version": 1, "task": spec.name, "file": str(spec.path), "checked": []}
-    if not no_model:
+    if with_model:
         session = Session(spec, settings, device)
         for name in [counterfactual] if counterfactual or spec.prompts.file else spec.counterfactuals:
             one = Session(
@@ -96,7 +106,12 @@ def validate(
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 @common_options
 def init(screen: Screen, path: Path, force: bool) -> None:
-    """Write a commented task file to start from, at PATH (default my-task.yaml)."""
+    """Write a commented task file to start from, at PATH (default my-task.yaml).
+
+    \b
+    circuitfind init
+    circuitfind init tasks/capitals.yaml
+    """
     from circuitfind.output.files import write_atomic
     from circuitfind.task.spec import SUFFIXES, template
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from circuitfind.errors import PromptError, did_you_mean
+from circuitfind.shown import Shown
 
 
 @runtime_checkable
@@ -66,7 +67,7 @@ class VocabTokenizer:
 
 
 @dataclass(frozen=True)
-class PromptPair:
+class PromptPair(Shown):
     """A clean and a corrupted prompt of the same length, as token ids.
 
     ``answer`` and ``wrong`` are disjoint sets of tokens; ``positions`` are indices into both prompts.
@@ -94,7 +95,7 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class PromptPairs:
+class PromptPairs(Shown):
     """The pairs of a task for one tokenizer and one counterfactual.
 
     ``dropped`` are pairs that do not line up. ``left_out`` are slot values that the tokenizer splits, by

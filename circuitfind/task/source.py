@@ -92,7 +92,8 @@ def read_yaml(path: Path, kind: str = "task file") -> tuple[dict[str, Any], Sour
     """
     text = read_text(path, kind)
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(text)  # it builds plain data only
+        node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise TaskError(
                 f"a {kind} is a mapping of keys to values, this {'is empty' if node is None else 'is none'}",
@@ -101,7 +102,7 @@ def read_yaml(path: Path, kind: str = "task file") -> tuple[dict[str, Any], Sour
             )
         walk = _Walk(path)
         walk.visit(node, (), 0)
-        data = yaml.load(text, Loader=yaml.SafeLoader)  # the safe loader builds plain data only
+        data = loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""

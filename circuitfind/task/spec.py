@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError
 import circuitfind
 from circuitfind.config import DEFAULT_MIN_ACCURACY, Ablation, Direction
 from circuitfind.errors import TaskError, did_you_mean
+from circuitfind.shown import Shown
 from circuitfind.task.checks import END, find_problems
 from circuitfind.task.findings import Expect, ExpectList, Known, KnownList
 from circuitfind.task.part import Part, Text
@@ -40,7 +41,7 @@ MeanOver = Literal["clean", "corrupted", "both"]
 SUFFIXES = (".yaml", ".yml")
 
 
-class TaskSpec(Part):
+class TaskSpec(Shown, Part):
     """One task file."""
 
     name: Annotated[StrictStr, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")] = Field(
