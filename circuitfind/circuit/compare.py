@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from circuitfind.circuit.changes import TOPS, Agreement, Change, Changes, Fate, overlap, spearman
 from circuitfind.circuit.graph import Circuit, Evaluation
@@ -287,15 +288,30 @@ def _agreement(
     """Over everything that both runs score, in a circuit or not."""
     if before.scores is None or after.scores is None:
         return None
-    names = [name for name in tables[0] if name in tables[1]]
-    a, b = (np.array([table[name] for name in names]) for table in tables)
-    finite_in_both = np.isfinite(a) & np.isfinite(b)
-    names = [name for name, good in zip(names, finite_in_both, strict=True) if good]
-    a, b = a[finite_in_both], b[finite_in_both]
+    names, a, b = _common(tables)
     order = np.argsort(-np.abs(b / wholes[1] - a / wholes[0]), kind="stable")[:top]
     moved = tuple(_change(names[i], circuits, tables, wholes) for i in order)
     tops = {k: overlap(a, b, k) for k in TOPS if k < len(a)}
     return Agreement(len(a), spearman(np.abs(a), np.abs(b)), spearman(a, b), tops, moved)
+
+
+def _common(
+    tables: Sequence[Mapping[str, float]],
+) -> tuple[list[str], Float[np.ndarray, " common"], Float[np.ndarray, " common"]]:
+    """What both score: names, and the scores of each."""
+    names = [name for name in tables[0] if name in tables[1]]
+    a, b = (np.array([table[name] for name in names], dtype=float) for table in tables)
+    good = np.isfinite(a) & np.isfinite(b)
+    return [name for name, keep in zip(names, good, strict=True) if keep], a[good], b[good]
+
+
+def shared_scores(
+    before: Side, after: Side
+) -> tuple[str, list[str], Float[np.ndarray, " common"], Float[np.ndarray, " common"]]:
+    """Everything that both score, in a circuit or not: ``edge`` or ``node``, names, and the scores of each."""
+    both = _both_of_edges(before, after)
+    scores = _edge_scores if both else _node_scores
+    return ("edge" if both else "node", *_common([scores(before), scores(after)]))
 
 
 TITLES = {"model_b": "model B", "nodes": "made of", "rule": "pruned to"}

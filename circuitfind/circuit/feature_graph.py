@@ -16,6 +16,7 @@ from typing import Any
 from circuitfind.circuit.graph import Conditions, Evaluation, Interval
 from circuitfind.circuit.json_form import check_form, finite, number, read_object, reading
 from circuitfind.names import Edge, Kind, Node, Order, parse_edge, parse_node
+from circuitfind.shown import Shown
 
 FORMAT = "circuitfind.feature-graph"
 VERSION = 1
@@ -63,7 +64,7 @@ class ErrorShare:
 
 
 @dataclass(frozen=True)
-class FeatureGraph:
+class FeatureGraph(Shown):
     """Nodes by name, weighted edges, and what both hold under.
 
     Attributes:

@@ -21,6 +21,7 @@ from circuitfind.circuit.json_form import check_form, finite, number, read_objec
 from circuitfind.config import SCHEMA_VERSION
 from circuitfind.model.anatomy import Anatomy
 from circuitfind.names import LOGITS, UNITS, Edge, Kind, Node, parse_edge, parse_node
+from circuitfind.shown import Shown
 
 FORMAT = "circuitfind.circuit"
 
@@ -63,7 +64,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Shown):
     """How much of the behaviour a circuit carries under one ablation.
 
     ``faithfulness = (m(C) - m(empty)) / (m(full) - m(empty))``, a ratio of means over prompts.
@@ -114,7 +115,7 @@ class Backup:
 
 
 @dataclass(frozen=True)
-class Circuit:
+class Circuit(Shown):
     """A sparse subgraph of a model.
 
     Attributes:

@@ -20,18 +20,18 @@ from functools import partial
 import numpy as np
 from jaxtyping import Bool, Float
 
-from circuitfind.circuit.curve import edge_order, edge_strengths
 from circuitfind.circuit.evaluate import Evaluator
 from circuitfind.circuit.graph import connected
+from circuitfind.circuit.prefix import check_left, prefix_circuit, prefix_mask, rank
 from circuitfind.circuit.rule import Rule
 from circuitfind.circuit.scores import Scores
 from circuitfind.circuit.subsets import Subsets
 from circuitfind.config import Direction
-from circuitfind.errors import RunError, UsageError
-from circuitfind.model.anatomy import Anatomy
 from circuitfind.model.node_pass import Patch
 
 Mask = Bool[np.ndarray, "writer reader"]
+
+__all__ = ["Pruned", "overlap", "prefix_mask", "prune", "rank"]
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,7 @@ def prune(
     order = rank(scores)
     before = evaluator.n_evaluations
     if rule.faithfulness is None:
-        size = (
-            _by_count(anatomy, order, rule.edges)
-            if rule.edges is not None
-            else _by_threshold(scores, order, rule)
-        )
-        mask, minimal = connected(anatomy, prefix_mask(anatomy, order, size)), False
+        (size, mask), minimal = prefix_circuit(scores, rule), False
     else:
         search = Subsets(
             _candidates(scores), order, evaluator.faithfulness, rule.faithfulness, partial(connected, anatomy)
@@ -92,68 +87,14 @@ def prune(
             report=lambda left, tried: report(f"{left} edges, {tried} circuits tried"),
         )
         minimal = minimal and not (mask & kept).any()  # what is kept on purpose was not tried
-    if not mask.any():
-        raise RunError(
-            f"no way from the input to the logits is left ({rule})",
-            hint="keep more: a lower threshold, more edges, or a target faithfulness",
-        )
+    check_left(mask, rule)
     return Pruned(mask, size, minimal, evaluator.n_evaluations - before)
-
-
-def rank(scores: Scores) -> list[tuple[int, int]]:
-    """(writer, reader) of every edge, strongest first.
-
-    Edges that were scored go by |score|. From node scores an edge is as strong as the weaker of its ends.
-
-    Raises:
-        RunError: Nothing was scored, or everything is zero.
-    """
-    values = scores.values
-    if not np.isfinite(values).any():
-        raise RunError("the method scored nothing", hint="choose another method")
-    if not np.nanmax(np.abs(values)) > 0:
-        raise RunError(
-            "every score is exactly zero: the method saw no difference between clean and corrupted prompts",
-            hint="check that the corrupted prompts differ before the answer position; try another counterfactual",
-        )
-    if scores.level == "edge":
-        return scores.ranked_edges()
-    return edge_order(scores.anatomy, edge_strengths(scores))
 
 
 def _candidates(scores: Scores) -> Mask:
     """The edges that may be in the circuit: all, but for those that a method left unscored on purpose."""
     every = scores.anatomy.edge_mask
     return np.array(every) if scores.level == "node" else every & ~np.isnan(scores.values)
-
-
-def prefix_mask(anatomy: Anatomy, order: list[tuple[int, int]], size: int) -> Mask:
-    """The first ``size`` edges of an order."""
-    mask = np.zeros_like(anatomy.edge_mask)
-    for w, r in order[:size]:
-        mask[w, r] = True
-    return mask
-
-
-def _by_count(anatomy: Anatomy, order: list[tuple[int, int]], wanted: int) -> int:
-    """The longest prefix whose connected part has at most ``wanted`` edges (connected parts only grow)."""
-    low, high = 0, len(order)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if connected(anatomy, prefix_mask(anatomy, order, middle)).sum() <= wanted:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def _by_threshold(scores: Scores, order: list[tuple[int, int]], rule: Rule) -> int:
-    if scores.level == "node":
-        raise UsageError(
-            "a threshold needs edge scores, and this method scores nodes",
-            hint="use --faithfulness or --edges, or --method eap",
-        )
-    return int(sum(abs(scores.values[w, r]) >= (rule.threshold or 0) for w, r in order))
 
 
 def _sufficient_alone(

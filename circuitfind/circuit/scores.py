@@ -22,6 +22,7 @@ from circuitfind.config import SCHEMA_VERSION, Level
 from circuitfind.errors import RunError
 from circuitfind.model.anatomy import Anatomy
 from circuitfind.names import Edge, Node
+from circuitfind.shown import Shown
 
 FORMAT = "circuitfind.scores"
 _OPTIONAL = ("nodes", "per_prompt", "by_position")
@@ -29,7 +30,7 @@ _EXTRA = "extra."
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(Shown):
     """The result of one method on one task and model.
 
     Attributes:

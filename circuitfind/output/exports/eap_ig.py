@@ -1,68 +1,31 @@
-"""Forms that other programs read: one function for each."""
+"""The JSON of EAP-IG's graphs, and the width of a model, which it wants to know."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from circuitfind import zoo
-from circuitfind.circuit.graph import Circuit
-from circuitfind.circuit.scores import Scores
 from circuitfind.config import offline
 from circuitfind.errors import UsageError
 from circuitfind.model.identity import model_folder
+from circuitfind.output.exports.form import Exported, Source
 
 _WIDTHS = ("d_model", "hidden_size", "n_embd")
 
 
-@dataclass(frozen=True)
-class Exported:
-    """A circuit in another form.
-
-    Attributes:
-        text: The content of the file.
-        counts: What is in it, by name, in numbers.
-        notes: What the other form cannot hold.
-    """
-
-    text: str
-    counts: Mapping[str, int]
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Form:
-    """A form that circuits can be exported in.
-
-    Attributes:
-        summary: What reads it.
-        ending: Of its files, in place of ``.json``.
-        make: From the circuit, the scores that it comes from if they are there, and the width of the stream if it is known.
-    """
-
-    summary: str
-    ending: str
-    make: Callable[[Circuit, Scores | None, int | None], Exported]
-
-
-def eap_ig(circuit: Circuit, scores: Scores | None, d_model: int | None) -> Exported:
+def eap_ig(source: Source) -> Exported:
     """The JSON of EAP-IG's graphs, which the MIB benchmark evaluates (docs/mib.md).
 
-    Args:
-        circuit: What is in the graph.
-        scores: Of all nodes or edges; without them those that the circuit holds.
-        d_model: Width of the residual stream; that of the circuit's model if None.
-
     Raises:
-        UsageError: The width is not known here.
+        UsageError: The width of the residual stream is not known here.
         UnsupportedError: The form cannot hold the circuit.
     """
+    circuit = source.circuit("eap-ig")
     from circuitfind.circuit.mib import to_eap_ig
 
-    data = to_eap_ig(circuit, scores, d_model or width_of(circuit.conditions.model))
+    data = to_eap_ig(circuit, source.scores, source.d_model or width_of(circuit.conditions.model))
     edges = data["edges"].values()
     counts = {
         "nodes": len(data["nodes"]),
@@ -80,17 +43,7 @@ def eap_ig(circuit: Circuit, scores: Scores | None, d_model: int | None) -> Expo
     if not circuit.anatomy.has_mlp:
         notes.append("the model has no MLPs: EAP-IG reads the file, but evaluates only models with MLPs")
     text = json.dumps(data, allow_nan=False, separators=(", ", ": "))
-    return Exported(text + "\n", counts, tuple(notes))
-
-
-FORMS: dict[str, Form] = {
-    "eap-ig": Form(
-        "JSON of EAP-IG, which the MIB benchmark evaluates: every edge, its score, membership",
-        ".eap-ig.json",
-        eap_ig,
-    ),
-}
-"""By the name that ``export --to`` takes."""
+    return Exported({".eap-ig.json": text + "\n"}, counts, tuple(notes))
 
 
 def width_of(model: str) -> int:
