@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import click
+from generated import ROOT, main
 
 from circuitfind.cli import COMMANDS, group
 
-ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- commands: made by scripts/commands_table.py -->", "<!-- /commands -->"
 
 
@@ -64,18 +64,5 @@ def wanted() -> dict[Path, str]:
     }
 
 
-def main() -> int:
-    """Write the files, or compare them."""
-    stale = []
-    for path, text in wanted().items():
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            stale.append(path)
-            if "--check" not in sys.argv:
-                path.write_text(text, encoding="utf-8")
-    for path in stale:
-        print(f"{'stale' if '--check' in sys.argv else 'written'}: {path.relative_to(ROOT)}")
-    return 1 if stale and "--check" in sys.argv else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(wanted()))

@@ -9,14 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
+
+from generated import ROOT, main
 
 from circuitfind.config import MODELS_VARIABLE
 from circuitfind.task.findings import Contains, Expect, Known, Range
 from circuitfind.task.spec import TaskSpec, find_tasks, load_task
 from circuitfind.zoo import is_planted
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "known-circuits.md"
 START, END = "<!-- {}: made by scripts/known_cases.py -->", "<!-- /{} -->"
 RUN = (f"${MODELS_VARIABLE}/modadd-113", f"${MODELS_VARIABLE}/indhead-1h")
@@ -181,16 +181,5 @@ def wanted(text: str) -> str:
     return text
 
 
-def main() -> int:
-    """Write the page, or compare it."""
-    text = PAGE.read_text(encoding="utf-8")
-    stale = wanted(text) != text
-    if stale and "--check" not in sys.argv:
-        PAGE.write_text(wanted(text), encoding="utf-8")
-    if stale:
-        print(f"{'stale' if '--check' in sys.argv else 'written'}: {PAGE.relative_to(ROOT)}")
-    return 1 if stale and "--check" in sys.argv else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main({PAGE: wanted(PAGE.read_text(encoding="utf-8"))}))

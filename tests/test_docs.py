@@ -47,14 +47,45 @@ def command_lines() -> list[str]:
     return sorted({line for line in found if line})
 
 
+def command_of(words: list[str]) -> tuple[click.Command, list[str]]:
+    """The command that words begin with, and the other words."""
+    command: click.Command | None = group
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        context = click.Context(command)
+        name, command, words = words[0], command.get_command(context, words[0]), words[1:]
+        assert command is not None, f"there is no command {name}"
+    assert command is not None
+    return command, words
+
+
 @pytest.mark.parametrize("line", command_lines())
 def test_every_command_line_is_one(line: str) -> None:
     """Its command, options and choices exist; it is parsed, not run."""
-    words = shlex.split(line.split(">")[0])[1:]
+    words = shlex.split(re.split(r"\s>+\s", line)[0])[1:]
     assert words[0] in COMMANDS
-    command = group.get_command(click.Context(group), words[0])
-    assert command is not None
-    command.make_context(words[0], words[1:])
+    command, rest = command_of(words)
+    command.make_context(command.name, rest)
+
+
+def mentioned() -> list[str]:
+    """Every ``circuitfind ...`` in running text; it may leave out what a command needs."""
+    found = set()
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        found |= {" ".join(span.split()) for span in re.findall(r"`(circuitfind [^`]+)`", text)}
+    return sorted(found)
+
+
+@pytest.mark.parametrize("span", mentioned())
+def test_every_command_in_running_text_has_these_options(span: str) -> None:
+    """Its command and options exist."""
+    words = shlex.split(span.split(" > ")[0].replace("|", " "))[1:]
+    words = [word.strip("[]").rstrip("…") for word in words]
+    command, rest = command_of(words)
+    known = {name for p in command.params for name in (*p.opts, *p.secondary_opts)} | {"--help"}
+    for word in rest:
+        if word.startswith("--"):
+            assert word.split("=")[0] in known, f"{span}: no option {word}"
 
 
 def test_the_example_of_a_backup_report_is_one() -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from circuitfind.attribution.graph import AttributionGraph, NodeKind
 from circuitfind.attribution.influence import influence
 from circuitfind.errors import UsageError
+from circuitfind.shown import Shown
 
 NODE_THRESHOLD, EDGE_THRESHOLD = 0.8, 0.98
 
@@ -31,7 +32,7 @@ class GraphScores:
 
 
 @dataclass(frozen=True)
-class PrunedGraph:
+class PrunedGraph(Shown):
     """A part of an attribution graph.
 
     Attributes:

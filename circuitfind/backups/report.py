@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from circuitfind.circuit.json_form import check_form, reading
 from circuitfind.config import SCHEMA_VERSION
+from circuitfind.shown import Shown
 
 FORMAT = "circuitfind.backups"
 
@@ -169,7 +170,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class BackupReport:
+class BackupReport(Shown):
     """All that a search found.
 
     Attributes:

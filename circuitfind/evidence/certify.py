@@ -17,6 +17,7 @@ from typing import Any
 
 from circuitfind.circuit.graph import Evaluation, Interval
 from circuitfind.evidence.report import Evidence
+from circuitfind.shown import Shown
 
 MARGIN = 0.1
 """How far below the target that a circuit was pruned to it is certified when nothing else is asked for."""
@@ -29,7 +30,7 @@ NEEDED = "random circuits"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Shown):
     """What can be said of a circuit.
 
     Attributes:

@@ -11,6 +11,7 @@ from circuitfind.circuit.graph import Evaluation, Interval
 from circuitfind.circuit.intervals import plain
 from circuitfind.circuit.json_form import check_form, finite, number, read_object, reading
 from circuitfind.config import SCHEMA_VERSION
+from circuitfind.shown import Shown
 
 FORMAT = "circuitfind.evidence"
 PARTS = (
@@ -100,7 +101,7 @@ class Control:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Evidence(Shown):
     """All that was measured of one circuit.
 
     Attributes:

@@ -58,7 +58,12 @@ def run_between(runs: Runs, contrast: Contrast, at: float) -> Trace:
 
 @dataclass(frozen=True)
 class EAPIG:
-    """See the module."""
+    """See the module.
+
+    Attributes:
+        steps: Points at which the gradient is taken.
+        points: Where they lie: ``midpoint``, ``left`` or ``right``.
+    """
 
     steps: int = 5
     points: str = "midpoint"

@@ -88,7 +88,12 @@ def _block_with(model: Model, contrast: Contrast, part: Part, at: float) -> Bloc
 
 @dataclass(frozen=True)
 class EAPIGActivations:
-    """See the module."""
+    """See the module.
+
+    Attributes:
+        steps: Points at which the gradient is taken, for each component.
+        points: Where they lie: ``midpoint``, ``left`` or ``right``.
+    """
 
     steps: int = 5
     points: str = "midpoint"

@@ -63,7 +63,12 @@ HOW: dict[str, Combine] = {"rank": mean_of_ranks, "mean": mean_of_scores}
 
 @dataclass(frozen=True)
 class Ensemble:
-    """See the module."""
+    """See the module.
+
+    Attributes:
+        of: Its members, with commas; options of each behind colons.
+        how: ``rank`` or ``mean``.
+    """
 
     of: str = "eap,eap-ig,eap-ig-activations"
     how: str = "rank"

@@ -16,7 +16,11 @@ from circuitfind.model.rules import Rules
 
 @dataclass(frozen=True)
 class GIM(EAP):
-    """See the module."""
+    """See the module.
+
+    Attributes:
+        temperature: At which the Jacobian of each softmax is taken.
+    """
 
     temperature: float = 2.0
 

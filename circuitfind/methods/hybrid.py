@@ -50,7 +50,13 @@ Part = Int[np.ndarray, "_"]
 
 @dataclass(frozen=True)
 class Hybrid:
-    """See the module."""
+    """See the module.
+
+    Attributes:
+        propose: The method that proposes, with its options behind colons.
+        verify: How many of the strongest, and how many random ones of the rest, are patched exactly.
+        seed: Of the random ones.
+    """
 
     propose: str = "eap-ig"
     verify: int = 64

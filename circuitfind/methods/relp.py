@@ -16,7 +16,11 @@ from circuitfind.model.rules import Rules
 
 @dataclass(frozen=True)
 class RelP(EAP):
-    """See the module."""
+    """See the module.
+
+    Attributes:
+        freeze_attention: Whether attention patterns are constants (AH-rule).
+    """
 
     freeze_attention: bool = False
 

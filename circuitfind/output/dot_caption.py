@@ -50,7 +50,11 @@ def bottom_table(
         rows.append(f"<TR><TD>{_legend(circuit, scale, links)}</TD></TR>")
     conditions = circuit.conditions
     if caption or title:
-        named = f"A circuit for {conditions.task} in {conditions.model}" if title is None else title
+        named = (
+            f"A circuit for {conditions.task or 'a task'} in {conditions.model or 'a model'}"
+            if title is None
+            else title
+        )
         rows.append(_lines(wrapped(named, _COLUMNS - 20), size=scale.points(12.0), bold=True))
     if caption:
         sentences = (wrapped(sentence, _COLUMNS) for sentence in caption_lines(circuit, drawn))
@@ -64,10 +68,14 @@ def caption_lines(circuit: Circuit, drawn: int | None = None) -> list[str]:
     """What the circuit holds under and how well, in sentences; and how many of its edges are drawn, if not all."""
     c = circuit.conditions
     other = f" ({c.model_b})" if c.model_b else ""
-    conditions = (
-        f"A circuit under these conditions: metric {c.metric}; {c.ablation} ablation ({c.direction}); "
-        f"counterfactual {c.counterfactual.strip()}{other}; method {c.method}; rule {c.rule}."
+    told = (  # files of other programs leave out what they do not say
+        f"metric {c.metric}" if c.metric else "",
+        f"{c.ablation} ablation ({c.direction})" if c.ablation else "",
+        f"counterfactual {c.counterfactual.strip()}{other}" if c.counterfactual.strip() else "",
+        f"method {c.method}",
+        f"rule {c.rule}",
     )
+    conditions = f"A circuit under these conditions: {'; '.join(filter(None, told))}."
     measured = [
         f"{e.faithfulness} under {e.ablation} ablation ({e.n_prompts} prompts)" for e in circuit.evaluations
     ]

@@ -128,15 +128,21 @@ def _head(scale: Scale, named: str, below: list[str]) -> Iterator[str]:
 
 def _caption(graph: FeatureGraph, drawn: _Drawn) -> Iterator[str]:
     c = graph.conditions
-    yield (
-        f"Metric {c.metric}; {c.ablation} ablation ({c.direction}); counterfactual {c.counterfactual.strip()}; "
-        f"method {c.method}; rule {c.rule}."
+    told = (  # graphs of other programs leave out what they do not have
+        f"metric {c.metric}" if c.metric else "",
+        f"{c.ablation} ablation ({c.direction})" if c.ablation else "",
+        f"counterfactual {c.counterfactual.strip()}" if c.counterfactual.strip() else "",
+        f"method {c.method}" if c.method else "",
+        f"rule {c.rule}" if c.rule else "",
     )
+    held = "; ".join(filter(None, told))
+    yield f"{held[:1].upper()}{held[1:]}."
     measured = "; ".join(
         f"{e.faithfulness} under {e.ablation} ablation ({e.n_prompts} prompts)" for e in graph.evaluations
     )
     errors = len(graph.error_nodes)
-    kept = f"{len(graph.features):,} of {graph.n_active:,} features that fire"
+    fire = f" of {graph.n_active:,} features that fire" if graph.n_active else " features"
+    kept = f"{len(graph.features):,}{fire}"
     kept += f" and {errors} error{'' if errors == 1 else 's'}" if errors else ""
     yield f"Faithfulness {measured or 'not measured'}. Kept: {kept}, {len(graph.edges):,} edges."
     nodes = sum(node.kind is not Kind.LOGITS for node in drawn.nodes)
@@ -226,7 +232,7 @@ def _node_line(node: Node, graph: FeatureGraph, words: Mapping[str, str], scale:
     said = [html_text(line) for line in wrapped(meaning, 18, most=2)] if meaning else []
     rows = [f'<TR><TD CELLPADDING="{6 if ends else 2}">{text}</TD></TR>']
     if said:
-        rows.append(_small("<I>" + "<BR/>".join(said) + "</I>", INK, scale))
+        rows.append(_small("<I>" + "<BR/>".join(said) + "</I>", "white" if ends else INK, scale))
     if math.isfinite(score):
         colour = "white" if ends else POSITIVE if score > 0 else NEGATIVE
         rows.append(_small(html_text(f"{score:+.2g}"), colour, scale))

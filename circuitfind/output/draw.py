@@ -53,6 +53,18 @@ def render(
     return [write_atomic(path.with_name(f"{path.stem}.{name}"), data) for name, data in drawn.items()]
 
 
+def svg_of(dot_text: str, *, timeout: float = 120.0) -> str:
+    """The text of ``dot_text`` as SVG, for what shows pictures without files.
+
+    Raises:
+        RunError: As for ``render``.
+    """
+    binary = dot_binary()
+    if binary is None:
+        raise RunError("Graphviz's 'dot' is not installed, so no picture can be drawn", hint=install_hint())
+    return _draw(binary, dot_text, "svg", timeout).decode("utf-8")
+
+
 def install_hint() -> str:
     """How to install Graphviz here, and that little is lost without it."""
     if sys.platform == "darwin":
@@ -72,7 +84,7 @@ def _draw(binary: Path, dot_text: str, name: str, timeout: float) -> bytes:
     for splines in _SPLINES:
         code, data, said = _run_dot(binary, dot_text, name, splines, timeout)
         if code == 0 and data:
-            return _tidy_svg(data) if name == "svg" else data
+            return _TIDY.get(name, bytes)(data)
     raise RunError(
         "'dot' could not draw the circuit",
         hint="prune to fewer edges, or give the DOT text to another program",
@@ -112,3 +124,11 @@ def _run_dot(binary: Path, dot_text: str, name: str, splines: str, timeout: floa
 def _tidy_svg(data: bytes) -> bytes:
     """Drop the link to the document type on the web, so that the file stands alone wherever it is put."""
     return re.sub(rb"<!DOCTYPE[^>]*>\s*", b"", data, count=1)
+
+
+def _tidy_pdf(data: bytes) -> bytes:
+    """Without the time of drawing, so that the same circuit gives the same file; as long as before, as offsets stand in it."""
+    return re.sub(rb"(/CreationDate \(D:)\d{14}", rb"\g<1>19700101000000", data)
+
+
+_TIDY = {"svg": _tidy_svg, "pdf": _tidy_pdf}
