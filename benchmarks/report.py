@@ -59,7 +59,7 @@ INTRODUCTION = """\
 # Benchmarks
 
 Written by `make bench ARGS="--write docs/benchmarks.md"`; what the figures mean is in
-[benchmarks/README.md](../benchmarks/README.md). Random weights of the shape named, random tokens, fp32. On a CPU: ratios
+`benchmarks/README.md`. Random weights of the shape named, random tokens, fp32. On a CPU: ratios
 of the fastest CPU times on one thread; on a GPU: of the fastest times by the clock.
 """
 

@@ -12,10 +12,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Circuit", "CircuitfindError", "Scores", "discover", "find_backups", "load_task"]
+__all__ = [
+    "Circuit",
+    "CircuitfindError",
+    "Scores",
+    "discover",
+    "evaluate",
+    "export",
+    "find_backups",
+    "load_task",
+    "open_run",
+    "patch",
+    "prune",
+    "report",
+]
 
 if TYPE_CHECKING:
-    from circuitfind.api import discover, find_backups
+    from circuitfind.api import discover, evaluate, export, find_backups, open_run, patch, prune, report
     from circuitfind.circuit.graph import Circuit
     from circuitfind.circuit.scores import Scores
     from circuitfind.errors import CircuitfindError
@@ -23,7 +36,13 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "discover": "circuitfind.api",
+    "evaluate": "circuitfind.api",
+    "export": "circuitfind.api",
     "find_backups": "circuitfind.api",
+    "open_run": "circuitfind.api",
+    "patch": "circuitfind.api",
+    "prune": "circuitfind.api",
+    "report": "circuitfind.api",
     "Circuit": "circuitfind.circuit.graph",
     "Scores": "circuitfind.circuit.scores",
     "CircuitfindError": "circuitfind.errors",

@@ -12,6 +12,7 @@ from circuitfind.circuit.graph import Circuit
 from circuitfind.circuit.rule import Rule
 from circuitfind.circuit.scores import Scores
 from circuitfind.errors import RunError, TaskError, UsageError
+from circuitfind.output.report.write import renew_report
 from circuitfind.output.store import Run, Stage, Store, stage_key
 from circuitfind.pipeline import Stages
 from circuitfind.session import Reporter, Session, Silent, backups_key, configuration, stage_keys, task_hash
@@ -63,7 +64,8 @@ def search_task(
         stages.prompts(keys["prompts"])
         stage = stages.backups(backups_key(keys["prompts"], settings, options), options)
         stages.record_device()
-        return searched(run, stage)
+    renew_report(run, session.reporter.note)
+    return searched(run, stage)
 
 
 def search_run(
@@ -113,6 +115,7 @@ def search_run(
         stages.pictures(
             Circuit.load(circuit_file({**done, "backups": stage})), formats, stage_key(key, formats)
         )
+    renew_report(run, session.reporter.note)
     return searched(run, stage)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from circuitfind.circuit.rule import Rule
-from circuitfind.errors import UsageError
+from circuitfind.errors import UsageError, did_you_mean
 from circuitfind.evidence_prompts import Fresh
 from circuitfind.evidence_subjects import Subject
 from circuitfind.session import Session
@@ -205,3 +205,15 @@ PARTS: dict[str, Callable[[Work], dict[str, Any]]] = {
     "known": _known,
 }
 """By name, in the order in which they are made."""
+
+
+def parts_named(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of parts, where ``all`` stands for every one.
+
+    Raises:
+        UsageError: There is no such part.
+    """
+    for name in names:
+        if name not in (*PARTS, "all"):
+            raise UsageError(f"an evaluation has no part '{name}'", hint=did_you_mean(name, [*PARTS, "all"]))
+    return tuple(PARTS) if "all" in names else tuple(dict.fromkeys(names))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from circuitfind.circuit.graph import Circuit
-from circuitfind.config import DEFAULT_CONTROLS, Ablation, Controls
-from circuitfind.errors import CircuitfindError
+from circuitfind.config import ABLATIONS, CONTROLS, DEFAULT_CONTROLS, Ablation, Controls
+from circuitfind.errors import CircuitfindError, UsageError, did_you_mean
 from circuitfind.evidence.certify import ENOUGH
 from circuitfind.session import Session
 
@@ -42,6 +43,24 @@ class EvidenceOptions:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def options_named(
+    ablations: Sequence[str], controls: str = DEFAULT_CONTROLS, count: int | None = None, seed: int = 1
+) -> EvidenceOptions:
+    """Options from words that people wrote.
+
+    Raises:
+        UsageError: An ablation or a kind of controls is not known, or a number is too small.
+    """
+    for name in ablations:
+        if name not in ABLATIONS:
+            raise UsageError(f"no ablation is named '{name}'", hint=did_you_mean(name, ABLATIONS))
+    if controls not in CONTROLS:
+        raise UsageError(f"no controls are called '{controls}'", hint=did_you_mean(controls, CONTROLS))
+    if seed < 1 or (count is not None and count < 1):
+        raise UsageError("count and seed are whole numbers from 1", hint="seed 1 draws new prompts")
+    return EvidenceOptions(controls, tuple(dict.fromkeys(ablations)), count, seed)  # type: ignore[arg-type]  # checked
 
 
 @dataclass(frozen=True)

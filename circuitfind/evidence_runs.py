@@ -14,6 +14,7 @@ from circuitfind.evidence_parts import PARTS, Work
 from circuitfind.evidence_prompts import EvidenceOptions, fresh
 from circuitfind.evidence_stage import evidence_text, measure
 from circuitfind.evidence_subjects import Subject, subject_of_known
+from circuitfind.output.report.write import renew_report
 from circuitfind.output.store import Run, Stage, Store, stage_key
 from circuitfind.pipeline import Stages
 from circuitfind.summary import evidence_stages, finished_stages
@@ -91,6 +92,7 @@ def evaluate_run(
                 }
 
             found = stages.stage("evaluation", key, work)
+        renew_report(run, subject.session.reporter.note)
     return Evidence.load(found.files["evaluation.json"]), found
 
 

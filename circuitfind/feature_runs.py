@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +14,14 @@ from circuitfind.circuit.graph import Conditions, Evaluation, Interval
 from circuitfind.errors import UsageError
 from circuitfind.names import Kind, parse_edge, parse_node
 from circuitfind.output.store import Store, stage_key
-from circuitfind.sae_runs import GRAPH, FoundFeatures, GraphStages, graph_files
+from circuitfind.sae_runs import GRAPH, FoundFeatures, GraphStages, graph_files, reported
 from circuitfind.session import Reporter, Session, Silent, configuration, stage_keys
 from circuitfind.settings import Settings
 from circuitfind.task.spec import TaskSpec
 
 if TYPE_CHECKING:
     from circuitfind.attribution.features_graph import FeaturesGraph
+    from circuitfind.model.bridge import Model
 
 COVERED = 0.98
 """Of what goes into a node, the strongest edges are kept up to this share (as in attribution graphs)."""
@@ -36,6 +37,7 @@ def discover_features(
     formats: tuple[str, ...] = ("svg",),
     memory: int | None = None,
     reporter: Reporter | None = None,
+    lend: Callable[[str], Model] | None = None,
 ) -> FoundFeatures:
     """Find them, or read what the same command found before.
 
@@ -48,6 +50,7 @@ def discover_features(
         formats: Pictures to draw; empty for none.
         memory: Bytes to plan for; what is free if None.
         reporter: Hears of progress.
+        lend: Gives the model, with no passes counted yet; it is loaded if None.
 
     Raises:
         CircuitfindError: Whatever the command would print.
@@ -57,7 +60,7 @@ def discover_features(
             f"with attention frozen, features are not ablated by {settings.ablation}",
             hint="use --ablation resample, or --nodes heads,features",
         )
-    session = Session(spec, settings, device, reporter or Silent(), memory=memory)
+    session = Session(spec, settings, device, reporter or Silent(), memory=memory, lend=lend)
     run = Store(outputs).open(spec.name, settings.model, {**configuration(session), "saes": {}})
     with run:
         stages = GraphStages(session, Store(outputs), run, force=force)
@@ -65,7 +68,8 @@ def discover_features(
         prompts = stages.prompts(keys["prompts"])
         key = stage_key(keys["scores"], vars(settings.rule), GRAPH)
         work = partial(_find, session, str(prompts.facts["counterfactual"]))
-        return stages.finish(key, work, prompts, formats)
+        found = stages.finish(key, work, prompts, formats)
+    return reported(found, run, session)
 
 
 def _find(session: Session, counterfactual: str) -> Made:

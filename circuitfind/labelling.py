@@ -14,6 +14,7 @@ from circuitfind.output.dot import to_dot
 from circuitfind.output.dot_features import feature_dot
 from circuitfind.output.draw import dot_binary, render
 from circuitfind.output.labels import FILE, Labels, Owner
+from circuitfind.output.report.write import renew_report
 from circuitfind.output.store import Run, Stage, stage_key
 from circuitfind.output.words import Words, owner_of, picture_key, read_names, words_of
 from circuitfind.session import Reporter
@@ -131,7 +132,13 @@ def known_node(run: Run, subject: Subject, name: str) -> Node:
 
 
 def redraw(run: Run, subject: Subject, reporter: Reporter) -> list[Path]:
-    """Draw a run's pictures again with its labels and names, where it has some and Graphviz is there."""
+    """Draw a run's pictures again with its labels and names, where it has some and Graphviz is there; and its report."""
+    pictures = _redraw(run, subject, reporter)
+    renew_report(run, reporter.note)
+    return pictures
+
+
+def _redraw(run: Run, subject: Subject, reporter: Reporter) -> list[Path]:
     words, name = words_of(run), subject.picture
     drawn = finished_stages(run).get("pictures")
     if drawn is None:

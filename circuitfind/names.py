@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from circuitfind.errors import UsageError
+from circuitfind.errors import UsageError, nearest
 
 
 class Kind(IntEnum):
@@ -183,9 +183,11 @@ def parse_reader(text: str) -> tuple[Node, str | None]:
         node = _parse_bare(name)
         if node is not None and (slot is None or slot in READS.get(node.kind, ())):
             return replace(node, position=position), slot
+    near = nearest(text, ("input", "logits"))  # the only names that are words
     raise UsageError(
         f"'{text}' is not the name of a node",
-        hint="nodes are named like input, a9.h6, m5, m5.n1203, t5.f88, t5.err, logits (also 9.6, L9H6, MLP5)",
+        hint=(f"did you mean '{near}'? " if near else "")
+        + "nodes are named like input, a9.h6, m5, m5.n1203, t5.f88, t5.err, logits (also 9.6, L9H6, MLP5)",
     )
 
 

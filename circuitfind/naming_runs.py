@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import circuitfind
 from circuitfind.backup_runs import session_of, settings_of
-from circuitfind.errors import UsageError
+from circuitfind.errors import CircuitfindError, UsageError
 from circuitfind.labelling import Subject, labels_file, redraw, subject_of
 from circuitfind.names import UNITS, Kind, Node, parse_node
 from circuitfind.output.labels import Names
-from circuitfind.output.store import Run, stage_key
+from circuitfind.output.store import Run, Store, stage_key
 from circuitfind.output.words import FORMAT, NAMES, VERSION, owner_of
 from circuitfind.session import Reporter, Session, Silent
-from circuitfind.summary import finished_stages
+from circuitfind.summary import Discovery, finished_stages
 from circuitfind.transcoder_runs import Source, check_model
 
 if TYPE_CHECKING:
@@ -164,6 +164,34 @@ def name_run(
     pictures = redraw(run, subject, reporter)
     data = json.loads(stage.read(NAMES))
     return Named(run.path, data, subject, labels_file(run).of(owner_of(run)), tuple(pictures))
+
+
+def name_found(
+    found: Discovery, *, device: str = "auto", force: bool = False, reporter: Reporter | None = None
+) -> None:
+    """The same for what ``discover`` has just found, unless its neurons and features are named already.
+
+    That it cannot be done is a note.
+    """
+    reporter, run = reporter or Silent(), Store().find(str(found.folder.resolve()))
+    done = None if force else finished_stages(run).get("names")
+    if not found.circuit.units:
+        return
+    if done is not None:
+        known = {node["name"] for node in json.loads(done.read(NAMES))["nodes"]}
+        if {str(node) for node in found.circuit.units} <= known:
+            reporter.stage("names", "reused", "nothing that it depends on has changed")
+            return
+    try:
+        name_run(run, device=device, force=force, reporter=reporter)
+    except CircuitfindError as error:
+        reporter.note(f"neurons and features are not named: {error.what}")
+    except (RuntimeError, MemoryError) as error:
+        from circuitfind.model.memory import out_of_memory
+
+        if not out_of_memory(error):
+            raise
+        reporter.note("neurons and features are not named: memory ran out")
 
 
 def _nodes(subject: Subject, options: NameOptions) -> tuple[Node, ...]:

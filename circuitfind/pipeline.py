@@ -5,6 +5,7 @@
     circuit    prune, evaluate under two ablations
     backups    find what stands in when heads are removed, and what the circuit leaves without it
     evidence   measure the circuit on prompts that it was not pruned on, and hold it against controls
+    views      compute what a report shows beside: effects of every node, curves, attention, every prompt
     pictures   draw
 
 The model is loaded when a stage needs it and not before; a run whose stages are all finished loads nothing. Torch is
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,20 +31,23 @@ from circuitfind.evidence_stage import evidence_of
 from circuitfind.known import compare_with_known, known_edges, known_roles
 from circuitfind.output.dot import to_dot
 from circuitfind.output.draw import dot_binary, install_hint, render
+from circuitfind.output.report.write import renew_report
 from circuitfind.output.store import Run, Stage, Store, stage_key
 from circuitfind.output.words import picture_key, words_or_none
 from circuitfind.prompt_stage import draw_prompts
-from circuitfind.session import Reporter, Session, Silent, configuration, stage_keys, task_hash
+from circuitfind.session import Foresees, Reporter, Session, Silent, configuration, stage_keys, task_hash
 from circuitfind.settings import BackupOptions, Settings
 from circuitfind.summary import Discovery, circuit_file, summarise
 from circuitfind.task.spec import TaskSpec
 from circuitfind.unit_stage import score_units
+from circuitfind.view_stage import views_key, views_of
 
 if TYPE_CHECKING:
     from circuitfind.methods.base import Method
+    from circuitfind.model.bridge import Model
     from circuitfind.model.runs import Runs
 
-STAGES = ("prompts", "scores", "circuit", "backups", "evidence", "pictures")
+STAGES = ("prompts", "scores", "circuit", "backups", "evidence", "views", "pictures")
 
 
 def discover_task(
@@ -56,6 +61,8 @@ def discover_task(
     memory: int | None = None,
     controls: Controls = DEFAULT_CONTROLS,
     reporter: Reporter | None = None,
+    lend: Callable[[str], Model] | None = None,
+    views: bool = True,
 ) -> Discovery:
     """Run what is not finished yet and return the circuit.
 
@@ -69,6 +76,8 @@ def discover_task(
         memory: Bytes to plan for; what is free if None.
         controls: How thoroughly the circuit is held against controls; ``none`` for no evidence beyond its own prompts.
         reporter: Hears of progress.
+        lend: Gives the model, with no passes counted yet; it is loaded if None.
+        views: Whether to compute what a report shows beside the circuit.
     """
     if settings.nodes == "features":
         raise UsageError(
@@ -76,11 +85,13 @@ def discover_task(
             hint='use circuitfind.feature_runs.discover_features, or nodes="heads,features"',
         )
     known_edges(spec, settings)  # a list of true edges that cannot be read is told before the work
-    session = Session(spec, settings, device, reporter or Silent(), memory=memory)
+    session = Session(spec, settings, device, reporter or Silent(), memory=memory, lend=lend)
     store = Store(outputs)
     run = store.open(spec.name, settings.model, configuration(session))
     with run:
-        return Stages(session, store, run, force=force).all(formats, controls)
+        found = Stages(session, store, run, force=force).all(formats, controls, views=views)
+    report = renew_report(run, session.reporter.note)  # when the manifest says how the run ended
+    return replace(found, summary={**found.summary, "report": None if report is None else str(report)})
 
 
 class Stages:
@@ -90,8 +101,12 @@ class Stages:
         self.session, self.store, self.run, self.force = session, store, run, force
         self.reporter = session.reporter
 
-    def all(self, formats: tuple[str, ...], controls: Controls = DEFAULT_CONTROLS) -> Discovery:
+    def all(
+        self, formats: tuple[str, ...], controls: Controls = DEFAULT_CONTROLS, *, views: bool = False
+    ) -> Discovery:
         keys = stage_keys(self.session)
+        if isinstance(self.reporter, Foresees):
+            self.reporter.foresee(self.session, self.wanted(formats, controls, views=views))
         prompts = self.prompts(keys["prompts"])
         facts = prompts.facts
         scores_stage = self.stage("scores", keys["scores"], self._scores)
@@ -108,9 +123,23 @@ class Stages:
         if controls != "none" and self.session.settings.model_b is None:  # they are controls of a behaviour
             found = self._evidence(keys[last], circuit, EvidenceOptions(controls))
             stages = stages if found is None else {**stages, "evidence": found}
+        if views:
+            found = self._views(keys[last], circuit, scores)
+            stages = stages if found is None else {**stages, "views": found}
         pictures = self.pictures(circuit, formats, stage_key(keys[last], formats))
         self.record_device()
         return Discovery(circuit, self.run.path, summarise(circuit, stages, pictures, self.run.path))
+
+    def wanted(self, formats: tuple[str, ...], controls: Controls, *, views: bool) -> list[str]:
+        """The stages that ``all`` runs."""
+        settings = self.session.settings
+        asked = {
+            "backups": settings.backups,
+            "evidence": controls != "none" and settings.model_b is None,
+            "views": views,
+            "pictures": bool(formats),
+        }
+        return [name for name in STAGES if asked.get(name, True)]
 
     def prompts(self, key: str) -> Stage:
         """The pairs that the model answers rightly, for the stages that follow."""
@@ -160,6 +189,15 @@ class Stages:
             return made, {**facts, "of": of}
 
         return self._if_memory_allows("evidence", evidence_key(of, options), work, "no evidence gathered")
+
+    def _views(self, of: str, circuit: Circuit, scores: Scores) -> Stage | None:
+        """What a report shows beside the circuit; None where memory ran out."""
+
+        def work() -> Made:
+            made, facts = views_of(self.session, circuit, scores)
+            return made, {**facts, "of": of}
+
+        return self._if_memory_allows("views", views_key(of), work, "no views for the report")
 
     def _if_memory_allows(self, name: str, key: str, work: Callable[[], Made], without: str) -> Stage | None:
         try:

@@ -9,19 +9,24 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuitfind.config import DEFAULT_CONTROLS, Controls
+from circuitfind.config import DEFAULT_CONTROLS, Ablation, Controls
 from circuitfind.evidence_controls import DRAWS, Draws
 from circuitfind.evidence_prompts import EvidenceOptions
 from circuitfind.output.store import Store, run_name, stage_key
 from circuitfind.pipeline import STAGES, evidence_key
 from circuitfind.session import Session, configuration, stage_keys
+from circuitfind.view_stage import passes, views_key
 
 if TYPE_CHECKING:
     from circuitfind.methods.base import Cost
+    from circuitfind.model.anatomy import Anatomy
     from circuitfind.model.runs import Runs
 
 EDGE_PASS = 0.7
 """What the evaluation of a circuit costs beside a plain pass: 1.3 with half of all edges, 0.4 with a fifth of the nodes."""
+
+NODE_PASS = 0.5
+"""What a pass with one node replaced costs, from that node on and from where the prompts differ, on average."""
 
 TYPICAL_TRIALS = 100
 """Circuits that pruning by faithfulness tries on models of this size; it depends on what it finds."""
@@ -97,6 +102,7 @@ def make_plan(
     force: bool,
     formats: tuple[str, ...] = ("svg",),
     controls: Controls = DEFAULT_CONTROLS,
+    views: bool = True,
 ) -> Plan:
     """Look up what is finished and, where something is not, load the model and time one pass of a batch.
 
@@ -108,10 +114,12 @@ def make_plan(
     store = Store(outputs)
     run = store.existing(session.spec.name, settings.model, config)
     keys = stage_keys(session)
+    before = keys.get("backups", keys["circuit"])
     if controls != "none" and settings.model_b is None:
-        before = keys.get("backups", keys["circuit"])
         keys["evidence"] = evidence_key(before, EvidenceOptions(controls))
-    keys["pictures"] = stage_key(keys.get("backups", keys["circuit"]), formats)
+    if views:
+        keys["views"] = views_key(before)
+    keys["pictures"] = stage_key(before, formats)
     wanted = [stage for stage in STAGES if stage in keys]
     here = {name: run is not None and run.stage(name, key) is not None for name, key in keys.items()}
     cached = {
@@ -128,23 +136,44 @@ def make_plan(
 def _measured(
     session: Session, name: str, cached: Mapping[str, bool], wanted: Sequence[str], draws: Draws
 ) -> Plan:
-    from circuitfind.methods import get_method
-
     runs = session.runs_of(session.all_pairs)
     tokens = sum(batch.clean.numel() for batch in runs.batches)
     forward = _seconds_per_pass(runs, tokens)
+    work = _work(session, len(runs), forward, draws)
+    stages = tuple(StagePlan(stage, "cached") if cached[stage] else work[stage] for stage in wanted)
+    memory, most = _memory(runs, _trials(session))
+    return Plan(name, stages, most, len(runs), tokens, memory)
+
+
+def foreseen(session: Session, controls: Controls) -> dict[str, StagePlan]:
+    """What each stage takes, with one forward pass over all prompts in place of a second; for a session with its model.
+
+    Nothing is run for it.
+    """
+    return _work(session, len(session.kept), 1.0, DRAWS["cheap" if controls == "none" else controls])
+
+
+def _trials(session: Session) -> int:
+    """Circuits that pruning tries, about."""
+    rule = session.settings.rule
+    return 3 if rule.faithfulness is None else min(TYPICAL_TRIALS, rule.evaluations)
+
+
+def _work(session: Session, prompts: int, forward: float, draws: Draws) -> dict[str, StagePlan]:
+    """What each stage takes, where a forward pass over all prompts takes so many seconds."""
+    from circuitfind.methods import get_method
+
     cost = get_method(session.settings.method, session.settings.options).cost(session.model.anatomy)
     units = session.settings.units
     across = 0 if session.settings.model_b is None else 2 * len(session.model.anatomy.writers)
     scored = ceil(cost.forward) + TYPICAL_UNITS * units + across, ceil(cost.backward) + units
-    rule = session.settings.rule
-    trials = 3 if rule.faithfulness is None else min(TYPICAL_TRIALS, rule.evaluations)
+    rule, trials = session.settings.rule, _trials(session)
     note = (
         ""
         if rule.faithfulness is None
         else f"as many as it takes, at most {rule.evaluations}; the time is for {trials}"
     )
-    work = {
+    return {
         "prompts": StagePlan("prompts", "run", 1, 0, forward),
         "scores": StagePlan(
             "scores",
@@ -162,11 +191,9 @@ def _measured(
             "backups", "run", TYPICAL_SEARCH, 0, forward * TYPICAL_SEARCH, "as many as there is to verify"
         ),
         "evidence": _evidence(draws, forward, cost),
+        "views": _views(session.model.anatomy, prompts, session.settings.ablation, forward),
         "pictures": StagePlan("pictures", "run", seconds=1.0),
     }
-    stages = tuple(StagePlan(stage, "cached") if cached[stage] else work[stage] for stage in wanted)
-    memory, most = _memory(runs, trials)
-    return Plan(name, stages, most, len(runs), tokens, memory)
 
 
 def _evidence(draws: Draws, forward: float, cost: Cost) -> StagePlan:
@@ -178,6 +205,15 @@ def _evidence(draws: Draws, forward: float, cost: Cost) -> StagePlan:
     passes = runs + ceil(rankings * each[0]), ceil(rankings * each[1])
     seconds = forward * (EDGE_PASS * runs + rankings * (each[0] + 2 * each[1]))
     return StagePlan("evidence", "run", *passes, seconds, "new prompts, and controls")
+
+
+def _views(anatomy: Anatomy, prompts: int, ablation: Ablation, forward: float) -> StagePlan:
+    """Every node replaced alone, and the circuits of a curve."""
+    nodes, circuits = passes(anatomy, prompts, ablation)
+    seconds = forward * (NODE_PASS * nodes + EDGE_PASS * circuits)
+    return StagePlan(
+        "views", "run", ceil(nodes + circuits), 0, seconds, "every node, and circuits of all sizes"
+    )
 
 
 def _memory(runs: Runs, trials: int) -> tuple[Memory, int]:

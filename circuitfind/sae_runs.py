@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from circuitfind.errors import UsageError
 from circuitfind.output.dot_features import feature_dot
 from circuitfind.output.draw import dot_binary, install_hint, render
 from circuitfind.output.files import make_folder
+from circuitfind.output.report.write import renew_report
 from circuitfind.output.run import MANIFEST, Run, Stage, new_manifest, read_manifest
 from circuitfind.output.store import Store, run_name, stage_key
 from circuitfind.output.words import picture_key, words_or_none
@@ -23,7 +24,7 @@ from circuitfind.pipeline import Stages
 from circuitfind.session import Reporter, Session, Silent, configuration, stage_keys
 from circuitfind.settings import Settings
 from circuitfind.sparse.options import SparseOptions
-from circuitfind.summary import finished_stages, unfinished
+from circuitfind.summary import finished_stages, report_file, unfinished
 from circuitfind.task.spec import TaskSpec
 from circuitfind.transcoder_runs import check_model
 
@@ -104,7 +105,14 @@ def find_features(
         run.record(hashes={"dictionaries": digest})
         key = stage_key(prompts_key, settings.ablation, settings.mean_over, chosen)
         work = partial(_search, session, dictionaries, layers, options, str(prompts.facts["counterfactual"]))
-        return stages.finish(key, work, prompts, formats)
+        found = stages.finish(key, work, prompts, formats)
+    return reported(found, run, session)
+
+
+def reported(found: FoundFeatures, run: Run, session: Session) -> FoundFeatures:
+    """A finished run with its report."""
+    renew_report(run, session.reporter.note)
+    return replace(found, summary={**found.summary, "report": report_file(run.path)})
 
 
 def _run_at(folder: Path, spec: TaskSpec, settings: Settings, config: dict[str, Any]) -> Run:
@@ -284,4 +292,5 @@ def graph_summary(
         "forward_passes": sum(facts["forward_passes"] for facts in stages),
         "backward_passes": sum(facts["backward_passes"] for facts in stages),
         "pictures": [str(path) for path in pictures],
+        "report": report_file(folder),
     }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import circuitfind
 from circuitfind.config import SCHEMA_VERSION
@@ -38,6 +39,14 @@ class Reporter(Protocol):
         """Something that the user should know."""
 
 
+@runtime_checkable
+class Foresees(Protocol):
+    """A reporter that is also told what is to come."""
+
+    def foresee(self, session: Session, stages: Sequence[str]) -> None:
+        """The stages of a run, in order, before the first one."""
+
+
 class Silent:
     """A reporter that says nothing."""
 
@@ -59,6 +68,8 @@ class Session:
     known_identity: str | None = None
     memory: int | None = None
     """Bytes to plan for beyond the model's weights; what is free if None. It changes no result but by rounding."""
+    lend: Callable[[str], Model] | None = None
+    """Gives the model of a name, with no passes counted yet, in place of loading one."""
     _told: set[str] = field(default_factory=set)
 
     @cached_property
@@ -70,6 +81,8 @@ class Session:
     def model(self) -> Model:
         from circuitfind.model.load import load_model
 
+        if self.lend is not None:
+            return self.lend(self.settings.model)
         return load_model(self.settings.model, device=self.device)
 
     @cached_property

@@ -31,7 +31,7 @@ from circuitfind.config import (
     Positions,
     Precision,
 )
-from circuitfind.errors import UsageError, did_you_mean
+from circuitfind.errors import UsageError, did_you_mean, nearest
 from circuitfind.methods import METHODS
 from circuitfind.names import parse_node, parse_reader
 from circuitfind.task.spec import MetricName, TaskSpec
@@ -218,7 +218,9 @@ def _nodes(text: str) -> Nodes:
     for known in NODES:
         if given == set(known.split(",")):
             return known  # type: ignore[return-value]  # one of them
-    raise UsageError(f"circuits are not made of '{text}'", hint=f"give one of: {'; '.join(NODES)}")
+    near = nearest(text, NODES)
+    told = f"did you mean '{near}'? " if near else ""
+    raise UsageError(f"circuits are not made of '{text}'", hint=f"{told}give one of: {'; '.join(NODES)}")
 
 
 def _dictionaries(nodes: Nodes, given: str | Path | None, model: str) -> str | None:

@@ -18,7 +18,9 @@ from circuitfind.circuit.graph import Circuit
 from circuitfind.circuit.scores import Scores
 from circuitfind.errors import RunError, UsageError
 from circuitfind.evidence.report import Evidence
-from circuitfind.output.store import Run, Stage
+from circuitfind.output.store import Run, Stage, Store
+from circuitfind.shown import Shown
+from circuitfind.views.report import FILE
 
 
 def strongest(scores: Scores, count: int) -> dict[str, list[dict[str, Any]]]:
@@ -126,6 +128,20 @@ def _evidence(stages: Mapping[str, Stage]) -> dict[str, Any] | None:
     }
 
 
+def views_stage(stages: Mapping[str, Stage]) -> Stage | None:
+    """The views of the circuit as it is now."""
+    last, found = stages.get("backups") or stages.get("circuit"), stages.get("views")
+    return found if found is not None and last is not None and found.facts["of"] == last.key else None
+
+
+def _views(stages: Mapping[str, Stage]) -> dict[str, Any] | None:
+    """Where they are, and what they lack."""
+    stage = views_stage(stages)
+    if stage is None:
+        return None
+    return {"file": str(stage.files[FILE]), "missing": stage.facts["missing"], "notes": stage.facts["notes"]}
+
+
 def _redundant(circuit: Circuit) -> list[dict[str, Any]]:
     return [
         {
@@ -170,15 +186,23 @@ def summarise(
         "completeness": None if backups is None else backups.facts.get("completeness"),
         "redundant": _redundant(circuit),
         "evidence": _evidence(stages),
+        "views": _views(stages),
         "seconds": round(sum(s.facts["seconds"] for s in stages.values()), 2),
         "forward_passes": sum(s.facts["forward_passes"] for s in stages.values()),
         "backward_passes": sum(s.facts["backward_passes"] for s in stages.values()),
         "pictures": [str(path) for path in pictures],
+        "report": report_file(folder),
     }
 
 
+def report_file(folder: Path) -> str | None:
+    """Where a run's report is, if it has been written."""
+    path = folder / "report.html"
+    return str(path) if path.is_file() else None
+
+
 @dataclass(frozen=True)
-class Discovery:
+class Discovery(Shown):
     """What ``discover`` returns.
 
     Attributes:
@@ -195,6 +219,24 @@ class Discovery:
     def scores(self) -> Scores:
         """The scores of every node or edge."""
         return Scores.load(self.folder / "scores.npz")
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """What was measured of the circuit as it is now, on new prompts and against controls: the most that there is.
+
+        None where the run was made without.
+        """
+        found = evidence_stages(finished_stages(Store(self.folder.parent).find(self.folder.name)))
+        return Evidence.load(next(iter(found[0].files.values()))) if found else None
+
+    @property
+    def backups(self) -> BackupReport:
+        """What stands in when heads are removed.
+
+        Raises:
+            RunError: The run was not searched for it, or the search was refused.
+        """
+        return searched(Store(self.folder.parent).find(self.folder.name)).report
 
 
 @dataclass(frozen=True)
@@ -234,7 +276,9 @@ def stored(run: Run) -> Found:
         else []
     )
     counted = {
-        name: stages[name] for name in (*needed, "backups", "evidence", "evaluation") if name in stages
+        name: stages[name]
+        for name in (*needed, "backups", "evidence", "views", "evaluation")
+        if name in stages
     }  # as `discover` counts: drawing is no part of the cost
     return Found(circuit, run.path, summarise(circuit, counted, pictures, run.path), run.status)
 

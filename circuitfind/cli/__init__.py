@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 import circuitfind
+from circuitfind.cli.command import Command, Group, dressed, known
+from circuitfind.cli.common import wanted
 from circuitfind.errors import (
     FAILURE,
     INTERRUPTED,
@@ -17,14 +19,22 @@ from circuitfind.errors import (
     CircuitfindError,
     Interrupted,
     UsageError,
-    did_you_mean,
+    nearest,
 )
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "discover": ("circuitfind.cli.discover:discover", "Find a small circuit for a task, and measure it."),
+    "sweep": (
+        "circuitfind.cli.sweep:sweep",
+        "Run several tasks, models and methods from one file.",
+    ),
     "backups": (
         "circuitfind.cli.backups:backups",
         "Find what stands in when heads are removed.",
+    ),
+    "patch": (
+        "circuitfind.cli.patch:patch",
+        "Patch nodes or edges by doses, and plot the answer.",
     ),
     "attribute": (
         "circuitfind.cli.attribute:attribute",
@@ -41,12 +51,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Run tasks, and compare with what they expect and gave before.",
     ),
     "show": ("circuitfind.cli.results:show", "Show what a run found."),
+    "report": ("circuitfind.cli.report:report", "Write a run's report as one HTML file, or compare two."),
+    "view": ("circuitfind.cli.view:view", "Look at a run's report, or at all runs, in the browser."),
     "diff": ("circuitfind.cli.diff:diff", "Say what changed between two circuits."),
+    "prune": (
+        "circuitfind.cli.prune:prune",
+        "Make a run's circuit smaller or larger, without the model.",
+    ),
     "list": ("circuitfind.cli.results:list_things", "List tasks, models, methods or runs."),
+    "figures": ("circuitfind.cli.figures:figures", "Draw a run's charts as figures for a paper."),
     "render": ("circuitfind.cli.results:render_run", "Draw a run's circuit as SVG, PNG, PDF or DOT."),
     "export": (
         "circuitfind.cli.export:export",
-        "Write a run's circuit in the form of another program.",
+        "Write a run's circuit in other forms, or read theirs.",
     ),
     "name": (
         "circuitfind.cli.naming:name",
@@ -61,15 +78,46 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Train transcoders for a model's MLPs, and measure them.",
     ),
     "validate": ("circuitfind.cli.tasks:validate", "Check a task file, and its prompts against a model."),
+    "prompts": (
+        "circuitfind.cli.prompts:prompts",
+        "Check, show and suggest prompt pairs.",
+    ),
     "init": ("circuitfind.cli.tasks:init", "Write a commented task file to start from."),
     "schema": ("circuitfind.cli.tasks:schema", "Print the JSON Schema of task files, for editors."),
     "doctor": (
         "circuitfind.cli.system:doctor",
         "Check the installation: versions, Graphviz, folders, devices.",
     ),
+    "config": (
+        "circuitfind.cli.config:config",
+        "Say what options are when they are not given, and from where.",
+    ),
     "completion": ("circuitfind.cli.system:completion", "Print a shell completion script."),
 }
 """Name to (where the command is, one line of help), in the order of the help page."""
+
+
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "Find": ("discover", "sweep", "backups", "attribute", "saes", "patch"),
+    "Evidence": ("evaluate", "certify", "check"),
+    "Look": ("show", "report", "view", "figures", "render", "diff", "name", "label"),
+    "Files": ("list", "prune", "export", "transcoders"),
+    "Tasks": ("init", "validate", "prompts", "schema"),
+    "Set-up": ("config", "doctor", "completion"),
+}
+"""Headings of the help page, and what stands below them."""
+
+_found: dict[str, Command | Group] = {}
+
+
+def find(name: str) -> Command | Group:
+    """A command by its name, imported when it is first asked for."""
+    if name not in _found:
+        import importlib
+
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        _found[name] = dressed(getattr(importlib.import_module(module), attribute), (name,))
+    return _found[name]
 
 
 class LazyGroup(click.Group):
@@ -79,24 +127,29 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        import importlib
-
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
+        return find(cmd_name) if cmd_name in COMMANDS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+        told = {name for names in SECTIONS.values() for name in names}
+        others = tuple(name for name in COMMANDS if name not in told)
+        width = max(map(len, COMMANDS))
+        for title, names in (*SECTIONS.items(), ("Others", others)):
+            rows = [(f"{name:<{width}}", COMMANDS[name][1]) for name in names if name in COMMANDS]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise click.UsageError(f"there is no command '{args[0]}': {did_you_mean(args[0], COMMANDS)}", ctx)
+        if args and not args[0].startswith("-"):
+            known(args[0], list(COMMANDS), ctx)
         return super().resolve_command(ctx, args)
+
+
+def _remember(ctx: click.Context, _param: click.Parameter, given: str | None) -> None:
+    if given:
+        ctx.meta["circuitfind.config"] = given
 
 
 @click.group(
@@ -107,6 +160,13 @@ class LazyGroup(click.Group):
 @click.version_option(
     circuitfind.__version__, "-V", "--version", prog_name="circuitfind", message="%(prog)s %(version)s"
 )
+@click.option(
+    "--config",
+    metavar="FILE",
+    expose_value=False,
+    callback=_remember,
+    help="Read what is not given from this file, in place of circuitfind.toml.",
+)
 def group() -> None:
     """Find the circuit behind a behaviour of a language model, and measure how much of it the circuit carries."""
 
@@ -114,7 +174,8 @@ def group() -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 fine, 1 a check differs, 2 bad usage, 3 failure, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    debug, as_json = "--debug" in words, "--json" in words
+    wanted.as_json, wanted.debug = _switched(words, "json"), _switched(words, "debug")
+    wanted.words = tuple(words)
     try:
         # click gives back the code of its Exit, or what the command returned: None.
         code = group.main(args=words or ["--help"], prog_name="circuitfind", standalone_mode=False)
@@ -123,27 +184,33 @@ def run(arguments: Sequence[str] | None = None) -> int:
         stopped = Interrupted(
             "interrupted", hint="finished stages are kept, the same command goes on from there"
         )
-        if as_json:
-            _tell(stopped, as_json)
+        if wanted.as_json:
+            _tell(stopped)
         else:
             click.echo(f"{stopped.what}: {stopped.hint}", err=True)
         return INTERRUPTED
     except click.ClickException as error:
-        _tell(_of_click(error), as_json)
+        _tell(_of_click(error))
         return USAGE
     except CircuitfindError as error:
-        if debug:
+        if wanted.debug:
             raise
-        _tell(error, as_json)
+        _tell(error)
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()  # the reader has gone; the interpreter would complain of that at its end
         return OK
     except Exception as error:
-        if debug:
+        if wanted.debug:
             raise
-        _tell(_unforeseen(error), as_json)
+        _tell(_unforeseen(error))
         return FAILURE
+
+
+def _switched(words: Sequence[str], name: str) -> bool:
+    """Whether the last of the two forms of a switch is the first one."""
+    forms = [word for word in words if word in (f"--{name}", f"--no-{name}")]
+    return bool(forms) and forms[-1] == f"--{name}"
 
 
 def main() -> None:
@@ -158,8 +225,8 @@ def main() -> None:
     sys.exit(code)
 
 
-def _tell(error: CircuitfindError, as_json: bool) -> None:
-    if as_json:
+def _tell(error: CircuitfindError) -> None:
+    if wanted.as_json:
         import json
 
         click.echo(json.dumps({"version": 1, **error.as_dict()}, indent=1, ensure_ascii=False))
@@ -170,6 +237,13 @@ def _tell(error: CircuitfindError, as_json: bool) -> None:
 def _of_click(error: click.ClickException) -> CircuitfindError:
     context: Any = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "circuitfind"
+    if isinstance(error, click.NoSuchOption):
+        # Of both forms of a switch the first is meant, unless the other is spelt.
+        mine = [name for name in error.possibilities or () if not name.startswith("--no-")]
+        near = nearest(error.option_name, mine or error.possibilities or ())
+        if near is not None:
+            what = f"`{command}` has no option {error.option_name}"
+            return UsageError(what, hint=f"did you mean {near}? See: {command} --help")
     return UsageError(error.format_message(), hint=f"see: {command} --help")
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MOST = 20
 """Findings that are printed without --all."""
 BAR = 56
-"""Characters of a bar; with what stands before it, a line fits 80."""
+"""Characters of a bar at the most; with what stands before and behind it, a line fits 80."""
 OF_TASKS = ("model", "count", "seed", "counterfactual", "ablation")
 """Options that a finished run has settled."""
 
@@ -111,7 +111,7 @@ def backups(
     options = BackupOptions(_listed(primaries), readers, rate, min_share)
     shared: dict[str, Any] = {"device": device, "force": force, "memory": memory_bytes(memory)}
     store = Store(outputs)
-    run = _run(thing, store)
+    run = find_run(thing, store)
     with Progress(screen) as progress:
         if run is None:
             spec = load_task(thing)
@@ -134,7 +134,7 @@ def _listed(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def _run(thing: str, store: Store) -> Run | None:
+def find_run(thing: str, store: Store) -> Run | None:
     """The run of that name; None for a task, which goes before where both have the name."""
     from circuitfind.output.store import LATEST
     from circuitfind.task.spec import SUFFIXES, find_tasks
@@ -217,7 +217,11 @@ def _print_bar(screen: Screen, account: Account) -> None:
     from circuitfind.output.backup_text import PARTS, STYLES, TITLES, bar, percent, shares_of, signs
 
     blocks = _has_blocks()
-    drawn, shares, sign = bar(account, width=BAR, blocks=blocks), shares_of(account), signs(blocks)
+    drawn, shares, sign = (
+        bar(account, width=min(BAR, screen.out.width - 20), blocks=blocks),
+        shares_of(account),
+        signs(blocks),
+    )
 
     def line(title: str, parts: tuple[tuple[str, str], ...]) -> None:
         text = Text(f"  {title:<10} ")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,8 +20,9 @@ import click
 from circuitfind.errors import CircuitfindError
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
+
+    from circuitfind.cli.console import Paper
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,19 +37,18 @@ class Screen:
     notes: list[str] = field(default_factory=list)
 
     @cached_property
-    def out(self) -> Console:
+    def out(self) -> Paper:
         """For results."""
-        from rich.console import Console
+        from circuitfind.cli.console import paper
 
-        # Wide where nobody reads it on a terminal, so that tables in files and pipes keep their rows.
-        return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+        return paper()
 
     @cached_property
-    def err(self) -> Console:
+    def err(self) -> Paper:
         """For progress and notes."""
-        from rich.console import Console
+        from circuitfind.cli.console import paper
 
-        return Console(stderr=True, highlight=False, soft_wrap=True)
+        return paper(stderr=True)
 
     def result(self, data: Any, show: Callable[[], None]) -> None:
         """Print the result: as JSON, or for people."""
@@ -72,15 +71,51 @@ class Screen:
             self.err.print(f"note: {text}", style="yellow", markup=False)
 
 
-def common_options(command: F) -> F:
-    """Add --json, -q, -v and --debug, and hand the command a ``Screen`` as its first argument."""
+@dataclass
+class Wanted:
+    """How the command that runs tells of errors; --json and --debug may come from a file or a variable."""
 
+    as_json: bool = False
+    debug: bool = False
+    words: tuple[str, ...] = ()
+    """Of the command line, for advice to say them again with one thing changed."""
+
+
+wanted = Wanted()
+"""Set by ``run`` from the words of the command line, then by the command itself."""
+
+
+def _load(ctx: click.Context, param: click.Parameter, given: str | None) -> None:
+    from circuitfind.cli.configuration import load_defaults
+
+    load_defaults(ctx, param, given)
+
+
+config_option = click.option(
+    "--config",
+    metavar="FILE",
+    envvar="CIRCUITFIND_CONFIG",
+    is_eager=True,
+    expose_value=False,
+    callback=_load,
+    help="Read what is not given from this file.  [default: circuitfind.toml, here or further up]",
+)
+
+
+def common_options(command: F) -> F:
+    """Add --config, --json, -q, -v and --debug, and hand the command a ``Screen`` as its first argument."""
+
+    @config_option
     @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, errors too.")
     @click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on stderr.")
-    @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+    @click.option("-v", "--verbose", is_flag=True, help="Say more.")
     @click.option("--debug", is_flag=True, help="Show tracebacks.")
     @wraps(command)
     def wrapped(*args: Any, as_json: bool, quiet: bool, verbose: bool, debug: bool, **kwargs: Any) -> Any:
+        from circuitfind.cli.configuration import settle_rivals
+
+        settle_rivals(click.get_current_context(), kwargs)
+        wanted.as_json, wanted.debug = as_json, debug
         screen = Screen(as_json, quiet, verbose)
         with _libraries_quiet(screen, debug):
             return command(screen, *args, **kwargs)

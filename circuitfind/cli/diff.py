@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from circuitfind.circuit.compare import Comparison, Side
 
 PICTURES = ("svg", "png", "pdf", "dot")
-WIDTH = 62
-"""Characters of a long text behind its title."""
 
 
 @click.command()
@@ -54,7 +53,7 @@ def diff(
     to: str | None,
     outputs: str | None,
 ) -> None:
-    """Say what changed between two circuits: each is a RUN (as for `show`) or a circuit.json.
+    """Say what changed between two circuits: each is a RUN (as for `show`), a circuit.json or a JSON graph of EAP-IG.
 
     \b
     circuitfind diff ioi-mini-1a2b latest
@@ -74,6 +73,9 @@ def diff(
         _show(screen, found, top)
         if target is not None:
             print_line(screen, "picture", str(target))
+        if all(side.scores is not None for side in sides):
+            words = ["circuitfind", "report", before, after, *(["--outputs", outputs] if outputs else [])]
+            print_line(screen, "as a page", shlex.join(words))
 
     screen.result(data, show)
     if at_least is not None and found.edges.jaccard < at_least:
@@ -92,32 +94,16 @@ def read_side(name: str, outputs: str | None) -> Side:
         CircuitfindError: There is no such run or file, or it holds no circuit.
     """
     from circuitfind.circuit.compare import Side
-    from circuitfind.circuit.graph import Circuit
+    from circuitfind.circuit.mib import read_circuit
+    from circuitfind.output.report.sides import side_of
     from circuitfind.output.store import Store
-    from circuitfind.summary import stored
 
     path = Path(name)
     if path.is_file():
-        return Side(name, Circuit.load(path))
+        return Side(name, *read_circuit(path))
     if path.suffix == ".json":
         raise UsageError(f"there is no file {name}", hint="give a circuit.json, or the name of a run")
-    run = Store(outputs).find(name)
-    found = stored(run)
-    manifest, prompts = run.manifest, found.summary["prompts"]
-    hashes, left = manifest["hashes"], prompts["answered_wrongly"]
-    drawn = f"{prompts['used']} used" + (f", {left} answered wrongly" if left else "")
-    facts = {
-        "weights": _short(hashes.get("model")),
-        **({"weights of B": _short(hashes["model_b"])} if "model_b" in hashes else {}),
-        "task file": _short(hashes.get("task")),
-        "prompts": f"{drawn} (seed {manifest['seeds'].get('prompts')}, {_short(hashes.get('prompts'))})",
-        "circuitfind": str(manifest["config"].get("version", "")),
-    }
-    return Side(run.name, found.circuit, found.scores, facts)
-
-
-def _short(digest: str | None) -> str:
-    return "unknown" if not digest else digest[:8]
+    return side_of(Store(outputs).find(name))
 
 
 def _target(to: str) -> Path:
@@ -145,10 +131,10 @@ def _show(screen: Screen, found: Comparison, top: int) -> None:
     """The comparison, for people."""
     screen.out.print(f"{found.before} -> {found.after}", style="bold", markup=False)
     for i, (what, a, b) in enumerate(found.differs):
-        _lines(screen, "" if i else "differs", f"{what}: {a or 'none'} -> {b or 'none'}")
+        print_line(screen, "" if i else "differs", f"{what}: {a or 'none'} -> {b or 'none'}")
     if not found.differs:
         print_line(screen, "differs", "nothing that they were found under")
-    _lines(screen, "alike", ", ".join(f"{what} {value}" for what, value in found.alike))
+    print_line(screen, "alike", ", ".join(f"{what} {value}" for what, value in found.alike))
     for i, (one, other) in enumerate(found.evaluations):
         values = ["not measured" if e is None else interval(vars(e.faithfulness)) for e in (one, other)]
         name = next(e.ablation for e in (one, other) if e is not None)
@@ -159,24 +145,24 @@ def _show(screen: Screen, found: Comparison, top: int) -> None:
                 for part in ("full", "circuit", "empty")
             )
             metric = one.metric if one.metric == other.metric else f"{one.metric} -> {other.metric}"
-            _lines(screen, "", f"{metric}: {', '.join(ends)}")
+            print_line(screen, "", f"{metric}: {', '.join(ends)}")
     for title, changes in (("nodes", found.nodes), ("edges", found.edges)):
         print_line(screen, title, _counts(changes))
         for fate in ("gained", "lost"):
             told = [shortened(one.name) for one in changes.every if one.fate == fate]
             more = f" and {len(told) - top} more" if len(told) > top else ""
             if told:
-                _lines(screen, "", f"{fate}: {', '.join(told[:top])}{more}")
+                print_line(screen, "", f"{fate}: {', '.join(told[:top])}{more}")
     for title, agreement in (("all nodes", found.node_scores), ("all edges", found.edge_scores)):
         if agreement is not None:
-            _lines(screen, title, _agreed(agreement))
+            print_line(screen, title, _agreed(agreement))
     if found.backups.every:
         print_line(screen, "backups", _counts(found.backups))
     for i, note in enumerate(found.notes):
-        _lines(screen, "" if i else "note", note)
+        print_line(screen, "" if i else "note", note)
     if found.set_aside:
         names = ", ".join(found.set_aside[:top]) + (" ..." if len(found.set_aside) > top else "")
-        _lines(screen, "set aside", names)
+        print_line(screen, "set aside", names)
     what = "full - empty" if found.of_gap else "the largest score"
     if any(one.size for one in (*found.edges.every, *found.nodes.every)):
         print_line(screen, "shift", f"how far a score moved, as a share of {what} of each")
@@ -199,13 +185,6 @@ def _agreed(found: Agreement) -> str:
     tops = ", ".join(f"{round(k * part)} of {k}" for k, part in found.overlap.items())
     ranks = "" if found.spearman is None else f"Spearman {found.spearman:.2f} over "
     return f"{ranks}{found.common:,}" + (f"; strongest in common: {tops}" if tops else "")
-
-
-def _lines(screen: Screen, title: str, text: str) -> None:
-    import textwrap
-
-    for i, line in enumerate(textwrap.wrap(text, WIDTH, break_on_hyphens=False)):
-        print_line(screen, "" if i else title, line)
 
 
 def _changed(screen: Screen, title: str, changes: Sequence[Change], top: int) -> None:

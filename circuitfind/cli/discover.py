@@ -8,6 +8,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from circuitfind.cli.common import Screen, common_options, duration, number, size, table
+from circuitfind.cli.ending import show_ending
 from circuitfind.cli.options import (
     complete_models,
     complete_tasks,
@@ -141,6 +142,18 @@ def complete_methods(ctx: click.Context, param: click.Parameter, incomplete: str
     show_default=True,
     help="How thoroughly the circuit is held against controls, on prompts that it was not pruned on.",
 )
+@click.option(
+    "--views/--no-views",
+    default=True,
+    show_default=True,
+    help="Whether to compute what a report shows beside: effects of every node, curves, attention, every prompt.",
+)
+@click.option(
+    "--names/--no-names",
+    default=True,
+    show_default=True,
+    help="With neurons or features: whether to say what they are, as `circuitfind name` does.",
+)
 @place_options
 @picture_option
 @rerun_option
@@ -157,6 +170,8 @@ def discover(
     force: bool,
     dry_run: bool,
     controls: Controls,
+    views: bool,
+    names: bool,
     **flags: Any,
 ) -> None:
     """Find a small circuit for TASK (a name or a YAML file), and measure it.
@@ -192,6 +207,7 @@ def discover(
             force=force,
             formats=formats,
             controls=controls,
+            views=views,
         )
         screen.result({"version": 1, **plan.as_dict()}, lambda: _show_plan(screen, plan))
         return
@@ -210,9 +226,14 @@ def discover(
             graph = discover_features(spec, settings, reporter=progress, **shared)
         screen.result({"version": 1, **graph.summary}, lambda: show_features(screen, graph.summary))
         return
-    with Progress(screen) as progress:
-        found = discover_task(spec, settings, reporter=progress, controls=controls, **shared)
-    screen.result({"version": 1, **found.summary}, lambda: show_summary(screen, found.summary, found.circuit))
+    with Progress(screen, controls) as progress:
+        found = discover_task(spec, settings, reporter=progress, controls=controls, views=views, **shared)
+        if names and settings.units:
+            from circuitfind.naming_runs import name_found
+
+            name_found(found, device=device, force=force, reporter=progress)
+    tell = show_summary if screen.verbose else show_ending
+    screen.result({"version": 1, **found.summary}, lambda: tell(screen, found.summary, found.circuit))
     if (found.summary["evidence"] or {}).get("refuted"):
         raise click.exceptions.Exit(1)
 

@@ -20,11 +20,10 @@ from circuitfind.cli.options import (
 )
 from circuitfind.cli.progress import Progress
 from circuitfind.config import ABLATIONS, CONTROLS, DEFAULT_CONTROLS, Controls
-from circuitfind.errors import UsageError, did_you_mean
+from circuitfind.errors import UsageError
 
 if TYPE_CHECKING:
     from circuitfind.evidence.report import Evidence
-    from circuitfind.evidence_prompts import EvidenceOptions
     from circuitfind.evidence_subjects import Subject
 
 CHEAP = ("completeness", "minimality", "known")
@@ -122,13 +121,14 @@ def evaluate(
     circuitfind evaluate --task ioi --known any --model gpt2
     """
     from circuitfind.evidence.certify import certify
+    from circuitfind.evidence_prompts import options_named
     from circuitfind.evidence_runs import evaluate as gather
     from circuitfind.evidence_runs import evaluate_run
     from circuitfind.output.files import write_atomic
     from circuitfind.output.store import Store
 
     wanted = _parts(parts)
-    options = _options(ablations, controls, count, seed)
+    options = options_named(ablations, controls, count, seed)
     if output is not None and Path(output).is_dir():
         raise UsageError(
             f"'{output}' is a folder", hint=f"name a file in it: {Path(output) / 'evidence.json'}"
@@ -184,11 +184,12 @@ def certify(
     circuitfind certify --task gendered-pronoun --known any --model gpt2
     """
     from circuitfind.evidence.certify import certify as weigh
+    from circuitfind.evidence_prompts import options_named
     from circuitfind.evidence_runs import evaluate as gather
     from circuitfind.evidence_runs import evidence_on
     from circuitfind.output.store import Store
 
-    options = _options(ablations, controls, count, seed)
+    options = options_named(ablations, controls, count, seed)
     store = Store(outputs)
     with Progress(screen) as progress:
         evidence, accuracy = None, 0.0
@@ -210,26 +211,9 @@ def certify(
 
 
 def _parts(text: str | None) -> tuple[str, ...]:
-    from circuitfind.evidence_parts import PARTS
+    from circuitfind.evidence_parts import parts_named
 
-    if text is None:
-        return CHEAP
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
-    if "all" in names:
-        names = (*PARTS, *(name for name in names if name != "all"))
-    for name in names:
-        if name not in PARTS:
-            raise UsageError(f"an evaluation has no part '{name}'", hint=did_you_mean(name, [*PARTS, "all"]))
-    return tuple(dict.fromkeys(names))
-
-
-def _options(ablations: tuple[str, ...], controls: Controls, count: int | None, seed: int) -> EvidenceOptions:
-    from circuitfind.evidence_prompts import EvidenceOptions
-
-    for name in ablations:
-        if name not in ABLATIONS:
-            raise UsageError(f"no ablation is named '{name}'", hint=did_you_mean(name, ABLATIONS))
-    return EvidenceOptions(controls, tuple(dict.fromkeys(ablations)), count, seed)  # type: ignore[arg-type]  # checked
+    return CHEAP if text is None else parts_named([part.strip() for part in text.split(",") if part.strip()])
 
 
 def _is_file(text: str) -> bool:

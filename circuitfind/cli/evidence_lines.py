@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from circuitfind.cli.common import share
-from circuitfind.cli.lines import interval, wrapped
+from circuitfind.cli.lines import interval
 
 Lines = Iterator[tuple[str, str]]
 
@@ -24,7 +24,7 @@ def evidence_lines(found: Any) -> Lines:
     asked = f"{listed(found['ablations'])} ablation"
     yield "verdict", f"{'certified' if found['certified'] else 'not certified'} {under} {asked}"
     for reason in found["reasons"]:
-        yield from wrapped("", f"- {reason}")
+        yield "", f"- {reason}"
     if found["holds_under"] and not found["certified"] and not found["refuted"]:
         yield "", f"it holds under {listed(found['holds_under'])} ablation"
     prompts = found["prompts"]
@@ -33,9 +33,9 @@ def evidence_lines(found: Any) -> Lines:
     if prompts["held_out"] is False:
         right += ", those that it was pruned on: there are too few others"
     told = f"{', '.join(measured) or 'nothing'}; {right}"
-    yield from wrapped("held out" if prompts["held_out"] else "measured on", told)
+    yield "held out" if prompts["held_out"] else "measured on", told
     for i, one in enumerate(found["controls"]):
-        yield from wrapped("" if i else "controls", _control(one))
+        yield "" if i else "controls", _control(one)
 
 
 def _control(found: Any) -> str:
@@ -81,7 +81,7 @@ def _completeness(found: Any) -> Lines:
         one = found[level]
         worst = f"{one['worst']['incompleteness']:.3f} at worst of {len(one['knock_outs'])} sets"
         told = f"with random {level} knocked out of both, circuit and model differ by {interval(one['mean'])}, {worst}"
-        yield from wrapped("", told)
+        yield "", told
 
 
 def _minimality(found: Any) -> Lines:
@@ -91,7 +91,7 @@ def _minimality(found: Any) -> Lines:
         told = (
             f"{len(spare)} of {len(one['parts'])} {level} may add nothing ({share(one['superfluous_share'])})"
         )
-        yield from wrapped("" if level == "nodes" else "minimality", told + _some(spare))
+        yield "" if level == "nodes" else "minimality", told + _some(spare)
 
 
 def _curve(found: Any) -> Lines:
@@ -111,19 +111,19 @@ def _curve(found: Any) -> Lines:
 def _tests(found: Any) -> Lines:
     for i, one in enumerate(found["tests"]):
         told = f"{one['name']}: {one['meaning']} (p {one['p_value']:.2g})"
-        yield from wrapped("" if i else "tests", told)
+        yield "" if i else "tests", told
 
 
 def _told(title: str) -> Callable[[Any], Lines]:
-    return lambda found: wrapped(title, found["text"])
+    return lambda found: iter([(title, found["text"])])
 
 
 def _known(found: Any) -> Lines:
     for i, one in enumerate(found["lists"]):
         first, *others = one["text"].splitlines()
-        yield from wrapped("" if i else "known circuit", first)
+        yield "" if i else "known circuit", first
         for text in others:
-            yield from wrapped("", text)
+            yield "", text
 
 
 def _some(names: list[str]) -> str:

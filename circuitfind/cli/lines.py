@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from circuitfind.cli.common import Screen, duration, share
 
-WIDTH = 104
-"""Characters of a long text behind its title."""
+START = 16
+"""Column in which the text behind a title begins."""
 
 
 def print_title(screen: Screen, conditions: Mapping[str, Any], what: str) -> None:
@@ -27,13 +26,9 @@ def print_line(screen: Screen, title: str, *parts: str | tuple[str, str]) -> Non
     """A line of texts, each alone or with its style; an empty title goes on with the line above."""
     from rich.text import Text
 
-    screen.out.print(Text.assemble(f"  {title:<13} ", *parts))
-
-
-def wrapped(title: str, text: str) -> Iterator[tuple[str, str]]:
-    """A long text in lines, the first with the title."""
-    for i, line in enumerate(textwrap.wrap(text, WIDTH, break_on_hyphens=False)):
-        yield "" if i else title, line
+    first = parts[0] if parts else ""
+    listed = (first if isinstance(first, str) else first[0]).startswith("- ")
+    screen.out.hanging(Text.assemble(f"  {title:<13} ", *parts), START + 2 * listed)
 
 
 @dataclass(frozen=True)
@@ -56,14 +51,7 @@ class RunLines:
         """What was found, and what it holds under: ablation, counterfactual, metric, ``others`` and the rule."""
         conditions = self.summary["conditions"]
         print_title(self.screen, conditions, what)
-        told = (
-            f"{conditions['ablation']} ablation",
-            f"counterfactual {conditions['counterfactual']}",
-            f"metric {conditions['metric']}",
-            *others,
-            f"pruned to {conditions['rule']}",
-        )
-        self.line("under", ", ".join(told))
+        self.line("under", under(conditions, *others))
 
     def evaluations(self, *, whole: str = "model", low: str = "") -> None:
         """Faithfulness under each ablation.
@@ -102,17 +90,31 @@ class RunLines:
         self.line("cost", f"{duration(s['seconds'])}, {passes}, {tried} tried")
 
     def files(self, *, graph: bool = False) -> None:
-        """The run folder, the graph where that is asked, and the pictures."""
+        """The run folder, the graph where that is asked, the pictures and the report."""
         self.line("run", self.summary["folder"])
         if graph:
             self.line("graph", self.summary["graph"])
         for picture in self.summary["pictures"]:
             self.line("picture", picture)
+        if self.summary.get("report"):
+            self.line("report", self.summary["report"])
 
     @property
     def minimal(self) -> str:
         """What is said behind the number of nodes where every one is needed."""
         return ", none of which can be dropped alone" if self.summary["minimal"] else ""
+
+
+def under(conditions: Mapping[str, Any], *others: str) -> str:
+    """What a circuit holds under: ablation, counterfactual, metric, ``others`` and the rule."""
+    told = (
+        f"{conditions['ablation']} ablation",
+        f"counterfactual {conditions['counterfactual']}",
+        f"metric {conditions['metric']}",
+        *others,
+        f"pruned to {conditions['rule']}",
+    )
+    return ", ".join(told)
 
 
 def shortened(name: str) -> str:

@@ -71,6 +71,11 @@ def name(
     """Say what the neurons and features in the circuit of RUN are: where they fire, what they write, what feeds them.
 
     Writes names.json into the run folder and draws the picture again with short labels.
+
+    \b
+    circuitfind name latest
+    circuitfind name latest --text corpus.txt --top 10
+    circuitfind name latest --node m1.n203 --task greater-than
     """
     from circuitfind.naming_runs import NameOptions, name_run
     from circuitfind.output.store import Store

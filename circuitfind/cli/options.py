@@ -80,7 +80,10 @@ device_option = click.option(
     "--device", metavar="NAME", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."
 )
 outputs_option = click.option(
-    "--outputs", metavar="FOLDER", help="Folder of run folders.  [default: $CIRCUITFIND_OUTPUTS or outputs]"
+    "--outputs",
+    metavar="FOLDER",
+    envvar="CIRCUITFIND_OUTPUTS",
+    help="Folder of run folders.  [default: $CIRCUITFIND_OUTPUTS or outputs]",
 )
 picture_option = format_option("svg", "png", "pdf")
 rerun_option = click.option("--force", is_flag=True, help="Run finished stages again.")

@@ -27,7 +27,13 @@ PICTURES = ("svg", "png", "pdf", "dot")
 @outputs_option
 @common_options
 def list_things(screen: Screen, things: str, outputs: str | None) -> None:
-    """List tasks, models, methods or runs."""
+    """List tasks, models, methods or runs.
+
+    \b
+    circuitfind list tasks
+    circuitfind list methods
+    circuitfind list runs --json
+    """
     listers: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "tasks": _tasks,
         "models": _models,
@@ -139,6 +145,17 @@ def _runs(outputs: str | None) -> list[dict[str, Any]]:
 )
 @click.option("--backups", is_flag=True, help="What stands in when heads are removed, in place of the rest.")
 @click.option("--all", "everything", is_flag=True, help="With --backups, every finding.")
+@click.option(
+    "--stats", is_flag=True, help="Statistics of the graph: paths, centrality, communities, motifs."
+)
+@click.option(
+    "--random",
+    type=click.IntRange(0),
+    metavar="N",
+    default=100,
+    show_default=True,
+    help="With --stats, random graphs of the same degrees to compare with.",
+)
 @outputs_option
 @common_options
 def show(
@@ -150,9 +167,19 @@ def show(
     apart: bool,
     backups: bool,
     everything: bool,
+    stats: bool,
+    random: int,
     outputs: str | None,
 ) -> None:
-    """Show what RUN found (its name, the beginning of it, its folder, or `latest`)."""
+    """Show what RUN found (its name, the beginning of it, its folder, or `latest`), or what a circuit FILE holds.
+
+    \b
+    circuitfind show latest
+    circuitfind show latest --nodes --top 20
+    circuitfind show latest --stats
+    circuitfind show importances.json
+    """
+    from circuitfind.cli.given import is_given, show_file, show_statistics
     from circuitfind.cli.verdict import show_summary
     from circuitfind.output.store import Store
     from circuitfind.output.words import words_of
@@ -160,6 +187,13 @@ def show(
 
     if top is not None and top < 1:
         raise UsageError(f"the {top} strongest are none", hint="give at least 1")
+    if stats:
+        show_statistics(screen, run, outputs, random, seed=0)
+        return
+    if is_given(run):
+        flags = {"--top": top is not None, "--by-position": apart, "--backups": backups, "--all": everything}
+        show_file(screen, run, nodes, edges, flags)
+        return
     run_found = Store(outputs).find(run)
     if of_features(run_found):
         senseless = {"--by-position": apart, "--backups": backups, "--all": everything}
@@ -314,7 +348,12 @@ def render_run(
     legend: bool,
     outputs: str | None,
 ) -> None:
-    """Draw the circuit of RUN."""
+    """Draw the circuit of RUN.
+
+    \b
+    circuitfind render latest --format png --format pdf
+    circuitfind render latest --to figure.svg --title "Indirect objects" --no-legend
+    """
     from circuitfind.output.dot import to_dot
     from circuitfind.output.dot_features import feature_dot
     from circuitfind.output.draw import render

@@ -9,11 +9,20 @@ import click
 from circuitfind.cli.common import Screen, common_options
 from circuitfind.errors import CheckDiffers
 
+START = 24
+"""Column in which what was found begins."""
+
 
 @click.command()
 @common_options
 def doctor(screen: Screen) -> None:
-    """Check the installation: versions, Graphviz, folders, devices. Exit code 1 if something would fail."""
+    """Check the installation: versions, Graphviz, folders, devices. Exit code 1 if something would fail.
+
+    \b
+    circuitfind doctor
+    """
+    from rich.text import Text
+
     from circuitfind.doctor import examine
 
     findings = list(examine())
@@ -22,10 +31,10 @@ def doctor(screen: Screen) -> None:
     def show() -> None:
         styles = {"ok": "green", "note": "yellow", "bad": "red"}
         for f in findings:
-            screen.out.print(f"[{styles[f.state]}]{f.state:<5}[/] {f.what:<18}", end="")
-            screen.out.print(f.found, markup=False)
+            line = Text.assemble((f"{f.state:<5}", styles[f.state]), f" {f.what:<18}", f.found)
+            screen.out.hanging(line, START)
             if f.hint:
-                screen.out.print(f"{'':<24}{f.hint}", markup=False)
+                screen.out.hanging(Text(f"{'':<{START}}{f.hint}"), START)
 
     screen.result({"version": 1, "ok": not bad, "findings": [asdict(f) for f in findings]}, show)
     if bad:

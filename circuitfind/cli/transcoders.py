@@ -103,7 +103,13 @@ def train(
     device: str,
     **chosen: Any,
 ) -> None:
-    """Train a transcoder, or with --site an SAE, for each layer of MODEL."""
+    """Train a transcoder, or with --site an SAE, for each layer of MODEL.
+
+    \b
+    circuitfind transcoders train mini --width 512 --out my-transcoders
+    circuitfind transcoders train ./my-model --text corpus.txt --width 4096 --activation jumprelu --out jumps
+    circuitfind transcoders train mini --site resid_post --layers 1,2 --width 512 --out my-saes
+    """
     from circuitfind.dictionaries.settings import TranscoderSettings
     from circuitfind.transcoder_runs import Source, train_transcoders
 
@@ -176,6 +182,10 @@ def evaluate(
 
     The metric is of the model with MLPs replaced, without errors: each layer alone, then all. Beside it stands the metric
     with the same MLPs at zero or at their mean; recovered is the share of what the latter costs that is kept.
+
+    \b
+    circuitfind transcoders eval my-transcoders --model mini
+    circuitfind transcoders eval my-transcoders --model mini --task ioi
     """
     from circuitfind.transcoder_runs import Source, measure_transcoders
 

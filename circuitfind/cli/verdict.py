@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from circuitfind.circuit.counts import parts_in_words
 from circuitfind.cli.common import Screen, number, share
 from circuitfind.cli.evidence_lines import evidence_lines
-from circuitfind.cli.lines import RunLines, interval, wrapped
+from circuitfind.cli.lines import RunLines, interval
 from circuitfind.names import Kind
 
 KEPT = {"model": "the model", "circuit": "the circuit", "circuit_and_backups": "the circuit with its backups"}
@@ -16,6 +15,8 @@ KEPT = {"model": "the model", "circuit": "the circuit", "circuit_and_backups": "
 
 def show_summary(screen: Screen, summary: Any, circuit: Any) -> None:
     """A run's verdict in a few lines."""
+    from circuitfind.circuit.counts import parts_in_words
+
     told, conditions, counts = RunLines(screen, summary), summary["conditions"], summary["counts"]
     told.heading(f"a circuit found by {conditions['method']}", conditions["direction"])
     told.evaluations(low="there, what clean and corrupted prompts have in common is cut as well")
@@ -23,7 +24,7 @@ def show_summary(screen: Screen, summary: Any, circuit: Any) -> None:
         told.line(title, line)
     kept = f"{counts['nodes']} nodes ({parts_in_words(circuit)}), {counts['edges']} of {counts['edges_in_model']} edges"
     told.line("kept", f"{kept} ({share(counts['share_of_edges'])}){told.minimal}")
-    told.line("prompts", _prompts(summary["prompts"]))
+    told.line("prompts", prompts_line(summary["prompts"]))
     if summary["known"]:
         known = summary["known"]
         told.line(
@@ -41,7 +42,7 @@ def show_summary(screen: Screen, summary: Any, circuit: Any) -> None:
     told.files()
 
 
-def _prompts(prompts: Any) -> str:
+def prompts_line(prompts: Any) -> str:
     """How many there were, and what was left out."""
     left = [f"{prompts['answered_wrongly']} answered wrongly"] if prompts["answered_wrongly"] else []
     left += [f"{prompts['dropped_unaligned']} not aligned"] if prompts["dropped_unaligned"] else []
@@ -152,7 +153,7 @@ def stood_in(summary: Any) -> Iterator[tuple[str, str]]:
         return
     text = f"not searched: {found['skipped']}" if found["skipped"] else found["verdict"]
     text += "; see `circuitfind show --backups`" if found["counts"] else ""
-    yield from wrapped("backups", text)
+    yield "backups", text
     if found["included"]:
         before = found["faithfulness_without"][0]["faithfulness"]
         yield "", f"included in the circuit; without them its faithfulness is {interval(before)}"
@@ -166,11 +167,9 @@ def stood_in(summary: Any) -> Iterator[tuple[str, str]]:
         if gone is not None:
             keeps = [f"{interval(gone[name])} of {what}" for name, what in KEPT.items()]
             text = f"without {' + '.join(gone['nodes'])} there is left {', '.join(keeps)}"
-            yield from wrapped("", text)
+            yield "", text
     for group in summary["redundant"]:
         stand = "stands" if len(group["backups"]) == 1 else "stand"
-        yield (
-            "redundant",
-            f"{', '.join(group['nodes'])}: not in the circuit, since without the redundant group",
-        )
-        yield "", f"{' + '.join(group['group'])} there is {', '.join(group['backups'])}, which {stand} in"
+        nodes, others = ", ".join(group["nodes"]), ", ".join(group["backups"])
+        why = f"since without the redundant group {' + '.join(group['group'])} there is {others}, which {stand} in"
+        yield "redundant", f"{nodes}: not in the circuit, {why}"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from circuitfind.dictionaries.dictionary import Activation
-from circuitfind.errors import UsageError
+from circuitfind.errors import UsageError, did_you_mean
 
 Penalty = Literal["l1", "tanh"]
 
@@ -153,4 +153,4 @@ def _at_least(name: str, value: int, least: int) -> None:
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise UsageError(f"there is no {name} '{value}'", hint=f"known: {', '.join(known)}")
+        raise UsageError(f"there is no {name} '{value}'", hint=did_you_mean(value, known))

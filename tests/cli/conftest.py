@@ -25,7 +25,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test works in its own folder, with none of the user's settings."""
-    for name in ("CIRCUITFIND_OUTPUTS", "CIRCUITFIND_TASKS", "NO_COLOR", "FORCE_COLOR"):
+    for name in ("CIRCUITFIND_OUTPUTS", "CIRCUITFIND_TASKS", "CIRCUITFIND_CONFIG", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
 

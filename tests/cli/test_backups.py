@@ -219,8 +219,10 @@ def test_without_backups_scores_are_reused(gated: Cli) -> None:
     path = gated.folder / "gated-backup.yaml"
     off = gated.good("discover", path, "--no-backups")
     states = dict.fromkeys(("prompts", "scores", "circuit"), "reused")
-    assert gated.states(off) == {**states, "evidence": "finished", "pictures": "finished"}
-    assert "backups" not in off.out
+    assert gated.states(off) == {**states, **dict.fromkeys(("evidence", "views", "pictures"), "finished")}
+    assert "  backups       not looked for" in off.out
+    assert "  next          circuitfind " in off.out
+    assert "circuitfind backups gated-backup-" in off.out
     data = gated.good("show", "--json").json
     assert data["backups"] is data["completeness"] is None
     planned = gated.good("discover", path, "--no-backups", "--dry-run", "--json").json
@@ -229,6 +231,7 @@ def test_without_backups_scores_are_reused(gated: Cli) -> None:
         "scores",
         "circuit",
         "evidence",
+        "views",
         "pictures",
     ]
     on = gated.good("discover", path)
@@ -246,6 +249,7 @@ def test_backups_after_none(cli: Cli) -> None:
         "circuit": "reused",
         "backups": "finished",
         "evidence": "finished",
+        "views": "finished",
         "pictures": "finished",
     }
 

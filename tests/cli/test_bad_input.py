@@ -446,10 +446,10 @@ def test_disk_full(cli: Cli, monkeypatch: pytest.MonkeyPatch, victim: str) -> No
         says = [f"no space left to write {victim}", "MB free", "finished stages are kept and reused"]
         cli.fails(3, "discover", path, says=says)
     found = cli.good("discover", path)
-    before = ["prompts", "scores", "circuit", "backups", "evidence", "pictures"]
+    before = ["prompts", "scores", "circuit", "backups", "evidence", "views", "pictures"]
     finished = {"scores.npz": 1, "pruned.json": 2, "backups.json": 3, "circuit.json": 3}
-    finished |= {"evidence.json": 4, "circuit.svg": 5}
-    states = ["reused" if i < finished.get(victim, 0) else "finished" for i in range(6)]
+    finished |= {"evidence.json": 4, "views.json": 5, "circuit.svg": 6}
+    states = ["reused" if i < finished.get(victim, 0) else "finished" for i in range(len(before))]
     assert cli.states(found) == dict(zip(before, states, strict=True))
 
 
@@ -479,6 +479,7 @@ def test_interrupted_run_goes_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> N
         "circuit": "finished",
         "backups": "finished",
         "evidence": "finished",
+        "views": "finished",
         "pictures": "finished",
     }
     assert "status        finished" in cli.good("show").out

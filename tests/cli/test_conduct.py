@@ -14,6 +14,7 @@ import pytest
 
 from circuitfind.cli import COMMANDS, group
 from circuitfind.errors import CircuitfindError, UsageError
+from circuitfind.pipeline import STAGES
 from tests.cli.helpers import Cli, Toy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -210,7 +211,7 @@ def test_json_of_a_result_that_is_bad_news(cli: Cli, toy: Toy) -> None:
 
 def test_progress_on_stderr_result_on_stdout(finished: Cli) -> None:
     found = finished.good("discover", "small.yaml", "--force")
-    assert [line[:2] for line in found.err.splitlines()] == ["+ "] * 6
+    assert [line.split()[:2] for line in found.err.splitlines()] == [["+", name] for name in STAGES]
     assert found.out.startswith("small on planted/and-gate: a circuit found by hybrid\n")
     assert "finished," not in found.out
 

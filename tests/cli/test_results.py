@@ -42,7 +42,7 @@ def no_graphviz(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_show_says_what_discover_said(finished: Cli) -> None:
-    said = finished.good("discover", "small.yaml").out
+    said = finished.good("discover", "small.yaml", "-v").out
     assert finished.good("show").out == said + "  status        finished\n"
     for name in ("latest", finished.run_folder().name, finished.run_folder().name[:8]):
         assert finished.good("show", name).out.startswith(said)

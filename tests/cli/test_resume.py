@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.helpers import Cli, Toy
 
-ALL = ["prompts", "scores", "circuit", "backups", "evidence", "pictures"]
+ALL = ["prompts", "scores", "circuit", "backups", "evidence", "views", "pictures"]
 
 TASK = """\
 name: small
@@ -96,7 +96,7 @@ def test_damaged_scores_are_made_again(cli: Cli, task: Path, change: str) -> Non
     damaged = cli.fails(3, "show", says=["no finished stage 'scores'", "same discover command again"])
     assert "scores.npz is missing or was changed" in damaged.err
     again = cli.good("discover", task)
-    assert cli.states(again) == reused("prompts", "circuit", "backups", "evidence", "pictures")
+    assert cli.states(again) == reused("prompts", "circuit", "backups", "evidence", "views", "pictures")
     assert "note: " in again.err
     assert "no finished stage" not in again.err
     assert "scores.npz is missing or was changed; stage 'scores' runs again" in again.err
@@ -159,7 +159,9 @@ def test_other_pictures_run_only_the_pictures(
     words = ["discover", task, "--format", "svg", "--format", "png"]
     planned = cli.good(*words, "--dry-run")
     assert "only the pictures" in planned.out
-    assert cli.states(cli.good(*words)) == reused("prompts", "scores", "circuit", "backups", "evidence")
+    assert cli.states(cli.good(*words)) == reused(
+        "prompts", "scores", "circuit", "backups", "evidence", "views"
+    )
     assert "everything is cached" in cli.good(*words, "--dry-run").out
     assert (cli.run_folder() / "circuit.png").is_file()
 
@@ -209,9 +211,11 @@ def test_run_folder_is_whole(cli: Cli, task: Path) -> None:
         "pruned.json",
         "backups.json",
         "evidence.json",
+        "views.json",
         "circuit.json",
         "circuit.dot",
         "circuit.svg",
+        "report.html",
     }
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["status"] == "finished"
@@ -273,7 +277,7 @@ def test_dry_run_of_a_finished_run(cli: Cli, task: Path, without_model: Callable
     before = snapshot(cli.outputs)
     without_model()
     found = cli.good("discover", task, "--dry-run")
-    assert found.out.count("cached") == 7
+    assert found.out.count("cached") == 8
     assert "the model would not be loaded" in found.out
     plan = cli.good("discover", task, "--dry-run", "--json").json
     assert {stage["state"] for stage in plan["stages"]} == {"cached"}

@@ -33,7 +33,7 @@ def lines_of(out: str) -> dict[str, str]:
 
 
 def test_what_was_verified_is_told(cli: Cli, task: Path) -> None:
-    found = cli.good("discover", task, "-o", "verify=6")
+    found = cli.good("discover", task, "-o", "verify=6", "-v")
     assert found.out.startswith("small on planted/and-gate: a circuit found by hybrid (verify=6)\n")
     out = found.out.splitlines()
     at = next(i for i, line in enumerate(out) if line.startswith("  checked"))
@@ -47,10 +47,10 @@ def test_what_was_verified_is_told(cli: Cli, task: Path) -> None:
 
 
 def test_a_small_model_is_verified_whole(cli: Cli, task: Path) -> None:
-    out = cli.good("discover", task).out
+    out = cli.good("discover", task, "-v").out
     assert "exact patching of the 23 strongest and 23 random edges" in out
     assert "that is every edge: none was missed" in out
-    assert "checked" not in cli.good("discover", task, "--method", "eap").out
+    assert "checked" not in cli.good("discover", task, "--method", "eap", "-v").out
 
 
 def test_proposed_and_exact_stand_beside_the_score(cli: Cli, task: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_dry_run_says_that_units_come_first(cli: Cli) -> None:
 
 
 def test_what_it_says(cli: Cli) -> None:
-    text = cli.good("discover", "neuron-lookup", "--nodes", "heads,features").out
+    text = cli.good("discover", "neuron-lookup", "--nodes", "heads,features", "-v").out
     assert "features that fire here" in text
     assert "of the effect goes when what dictionaries miss is replaced" in text
     shown = cli.good("show", "latest").out
