@@ -10,7 +10,7 @@ SETUP_INPUTS := pyproject.toml requirements/ci.lock scripts/setup_venv.sh
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-all test-compat bench lint format lock clean
+.PHONY: help setup demo view check test test-all test-compat bench docs lint format lock clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ $(VENV)/.graphviz: scripts/install_graphviz.sh | $(VENV)/.ready
 demo: setup ## Find the circuit for indirect objects in the embedded model, and draw it
 	@$(BIN)/circuitfind discover ioi $(ARGS)
 
+view: setup ## Open the report of the last run in a browser
+	@$(BIN)/circuitfind view $(ARGS)
+
 check: setup ## Hold the known circuits that need no download against what they must give
 	@$(BIN)/circuitfind check --tier 1 $(ARGS)
 
@@ -46,6 +49,10 @@ test-compat: $(COMPAT_VENV)/.ready ## Run the tests against transformer-lens 3.9
 
 bench: setup ## Measure speed and memory
 	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+docs: $(VENV)/.ready ## Build the documentation site (build/docs/index.html)
+	@$(BIN)/sphinx-build -W -q -b html docs build/docs
+	@echo build/docs/index.html
 
 lint: $(VENV)/.ready ## Check style, layout and types
 	@$(BIN)/ruff check .

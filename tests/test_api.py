@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,10 @@ import torch
 
 import circuitfind
 from circuitfind.cli import run
+from circuitfind.evidence.report import Evidence
+from circuitfind.output.exports import FORMS
+from circuitfind.output.report.write import FILE
+from tests.small_run import small_run
 
 TASK = """\
 name: small
@@ -49,8 +55,14 @@ def test_few_names() -> None:
         "CircuitfindError",
         "Scores",
         "discover",
+        "evaluate",
+        "export",
         "find_backups",
         "load_task",
+        "open_run",
+        "patch",
+        "prune",
+        "report",
     ]
     assert set(circuitfind.__all__) <= set(dir(circuitfind))
     for name in circuitfind.__all__:
@@ -168,3 +180,122 @@ def test_a_discovery_is_immutable(task: Path) -> None:
     with pytest.raises(AttributeError):
         found.circuit = None  # type: ignore[misc]
     assert replace(found).circuit is found.circuit
+
+
+# A run that exists.
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the small run, in a folder of runs of its own."""
+    made = small_run().folder
+    return Path(shutil.copytree(made, tmp_path / "outputs" / made.name))
+
+
+def test_a_run_opens_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("circuitfind.model.load.load_model", None)
+    made = small_run()
+    for name in ("latest", folder.name, folder.name[:12], folder):
+        found = circuitfind.open_run(name, outputs=folder.parent)
+        assert found.circuit.as_dict() == made.circuit.as_dict()
+        assert found.folder == folder
+        assert (
+            (found.scores.values[made.scores.anatomy.edge_mask]).tobytes()
+            == (made.scores.values[made.scores.anatomy.edge_mask]).tobytes()
+        )
+    assert found.backups.as_dict() == made.backups.as_dict()
+    assert found.evidence is not None
+    assert made.evidence is not None
+    assert found.evidence.as_dict() == made.evidence.as_dict()
+    assert {f.name for f in found.backups.backups} == {"a1.h0"}
+    with pytest.raises(circuitfind.CircuitfindError) as caught:
+        circuitfind.open_run("gated-backup-gated-backop", outputs=folder.parent)
+    assert folder.name in str(caught.value.hint)
+
+
+def test_a_run_without_evidence_has_none(task: Path) -> None:
+    found = circuitfind.discover(task, controls="none", backups=False, views=False, formats=())
+    assert found.evidence is None
+    with pytest.raises(circuitfind.CircuitfindError, match="not been searched for backups"):
+        found.backups  # noqa: B018
+
+
+def test_evaluate_is_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options: dict[str, Any] = {
+        "parts": "completeness",
+        "ablations": ["resample"],
+        "controls": "none",
+        "draws": 4,
+    }
+    found = circuitfind.evaluate(circuitfind.open_run(folder), **options)
+    assert isinstance(found, Evidence)
+    assert set(found.parts) >= {"completeness"}
+    assert "minimality" not in found.parts
+    again = circuitfind.open_run(folder).evidence
+    assert again is not None
+    assert again.as_dict() == found.as_dict(), "what was evaluated last comes first"
+    words = ["--parts", "completeness", "--ablation", "resample", "--controls", "none", "--draws", "4"]
+    assert run(["evaluate", str(folder), *words, "--outputs", str(folder.parent), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["measured"] == json.loads(json.dumps(found.as_dict()))["measured"]
+    for keys, says in [
+        ({"parts": "completness"}, "did you mean 'completeness'"),
+        ({"ablations": "men"}, "did you mean 'mean'"),
+        ({"controls": "all"}, "no controls are called 'all'"),
+        ({"seed": 0}, "from 1"),
+        ({"count": 0}, "from 1"),
+    ]:
+        with pytest.raises(circuitfind.CircuitfindError) as caught:
+            circuitfind.evaluate(folder, **keys)
+        assert says in f"{caught.value} {caught.value.hint}"
+
+
+def test_prune_is_the_command(folder: Path, tmp_path: Path) -> None:
+    found = circuitfind.open_run(folder)
+    before = {path.name for path in folder.iterdir()}
+    for keys, words in [({"edges": 3}, ["--edges", "3"]), ({"threshold": 0.05}, ["--threshold", "0.05"])]:
+        mine = circuitfind.prune(found, **keys)
+        to = tmp_path / "pruned.json"
+        assert run(["prune", str(folder), *words, "-o", str(to), "-q"]) == 0
+        assert circuitfind.Circuit.load(to).edges == mine.edges
+    assert {path.name for path in folder.iterdir()} == before, "pruning writes nothing"
+    for wrong in ({}, {"edges": 3, "threshold": 0.1}, {"edges": 0}, {"target": 0.9}):
+        with pytest.raises(circuitfind.CircuitfindError):
+            circuitfind.prune(folder, **wrong)
+
+
+def test_export_writes_what_the_command_writes(folder: Path, tmp_path: Path) -> None:
+    for form in ("graphml", "csv", "python"):
+        mine = circuitfind.export(folder, form)
+        assert {path.parent for path in mine} == {folder}
+        texts = [path.read_bytes() for path in mine]
+        assert run(["export", str(folder), "--to", form, "-q"]) == 0
+        assert [path.read_bytes() for path in mine] == texts
+        assert len(mine) == (2 if form == "csv" else 1)
+    (named,) = circuitfind.export(folder, "dot", tmp_path / "own.gv")
+    assert named == tmp_path / "own.gv"
+    assert named.read_text(encoding="utf-8").startswith("digraph")
+    with pytest.raises(circuitfind.CircuitfindError, match="did you mean 'graphml'") as caught:
+        circuitfind.export(folder, "grafml")
+    assert "graphml" in FORMS
+    assert caught.value.exit_code == 2
+    with pytest.raises(circuitfind.CircuitfindError, match="the file that is read"):
+        circuitfind.export(folder, "json", folder / "circuit.json")
+
+
+def test_a_report_is_one_file(folder: Path, tmp_path: Path) -> None:
+    written = circuitfind.report(folder)
+    assert written == folder / FILE
+    assert "gated-backup" in written.read_text(encoding="utf-8")
+    assert circuitfind.report(folder, tmp_path / "own.html").read_bytes() == written.read_bytes()
+
+
+def test_patch_goes_by_doses(folder: Path) -> None:
+    found = circuitfind.patch(folder, ["a0.h1", "a1.h0"], alphas=[0.5], each=True)
+    assert [reading.curve.label for reading in found.readings] == ["a0.h1", "a1.h0"]
+    for reading in found.readings:
+        assert reading.curve.alphas.tolist() == [0.0, 0.5, 1.0]
+        full = small_run().circuit.evaluations[0].full
+        assert reading.metric[0].value == pytest.approx(full, abs=1e-4)
+    with pytest.raises(circuitfind.CircuitfindError, match="nothing is named to patch"):
+        circuitfind.patch(folder)

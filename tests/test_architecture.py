@@ -15,35 +15,42 @@ PACKAGE = Path(__file__).resolve().parents[1] / "circuitfind"
 MAX_LINES = 400
 
 STOREYS = (
-    ("errors",),
+    ("errors", "shown"),
     ("names", "config"),
     ("zoo",),
     ("task",),
     ("model",),
     ("circuit",),
     ("methods", "backups", "dictionaries"),
-    ("attribution", "evidence", "naming", "sparse", "units"),
+    ("attribution", "evidence", "naming", "sparse", "units", "views"),
     ("output", "engine", "settings"),
     ("known",),
     ("summary",),
+    ("report",),
+    ("figures",),
     ("session",),
     ("evidence_prompts",),
     ("evidence_controls",),
-    ("backup_stage", "cross_stage", "evidence_stage", "prompt_stage", "unit_stage"),
+    ("backup_stage", "cross_stage", "evidence_stage", "prompt_stage", "unit_stage", "view_stage"),
     ("pipeline", "doctor", "labelling"),
-    ("backup_runs", "transcoder_runs"),
+    ("backup_runs", "transcoder_runs", "patch_targets"),
     ("evidence_subjects",),
     ("evidence_parts",),
     ("evidence_runs",),
-    ("attribution_runs", "naming_runs", "sae_runs"),
-    ("feature_runs",),
-    ("check",),
+    ("attribution_runs", "naming_runs", "patch_runs", "prompt_runs", "sae_runs", "suggestions"),
+    ("suggest_runs",),
+    ("feature_runs", "given"),
+    ("check", "prune_runs"),
     ("plan", "api"),
+    ("sweep",),
     ("cli",),
 )
 """A room imports from the storeys below it and from itself; rooms of one storey leave each other alone."""
 
 RANKS = {room: rank for rank, rooms in enumerate(STOREYS) for room in rooms}
+
+INNER = {"circuitfind.output.report": "report", "circuitfind.output.figures": "figures"}
+"""Packages inside a room that are a room of their own, higher up: a report tells what a summary does, and more."""
 
 FLOORS = {
     "model": (
@@ -54,7 +61,7 @@ FLOORS = {
         ("bridge",),
         ("shuffle", "split", "tl_format", "writes"),
         ("forward", "load"),
-        ("batches", "contrast", "gradients"),
+        ("batches", "contrast", "gradients", "next_token"),
         ("readout",),
         ("means",),
         ("masked", "part_pass", "path_pass"),
@@ -62,7 +69,7 @@ FLOORS = {
         ("optimal", "single_edges"),
         ("schedule",),
         ("runs",),
-        ("cross", "effects", "looks"),
+        ("cross", "dose", "effects", "looks"),
     ),
     "methods": (
         ("base", "contraction", "exact", "gates", "patterns", "positions"),
@@ -95,11 +102,15 @@ TORCH_FREE = (
     "circuitfind.circuit.curve",
     "circuitfind.circuit.feature_graph",
     "circuitfind.circuit.graph",
+    "circuitfind.circuit.graph_stats",
     "circuitfind.circuit.interpbench",
     "circuitfind.circuit.intervals",
     "circuitfind.circuit.mib",
+    "circuitfind.circuit.prefix",
     "circuitfind.circuit.random",
+    "circuitfind.circuit.rewire",
     "circuitfind.circuit.scores",
+    "circuitfind.circuit.tracer_read",
     "circuitfind.check.cases",
     "circuitfind.check.pool",
     "circuitfind.cli",
@@ -120,22 +131,37 @@ TORCH_FREE = (
     "circuitfind.evidence_runs",
     "circuitfind.evidence_stage",
     "circuitfind.evidence_subjects",
+    "circuitfind.given",
     "circuitfind.known",
     "circuitfind.labelling",
     "circuitfind.model.anatomy",
     "circuitfind.names",
     "circuitfind.naming_runs",
     "circuitfind.output",
+    "circuitfind.patch_runs",
+    "circuitfind.patch_targets",
     "circuitfind.pipeline",
     "circuitfind.plan",
+    "circuitfind.prompt_runs",
+    "circuitfind.prune_runs",
     "circuitfind.sae_runs",
     "circuitfind.session",
     "circuitfind.settings",
+    "circuitfind.shown",
     "circuitfind.sparse.options",
+    "circuitfind.suggest_runs",
+    "circuitfind.suggestions",
     "circuitfind.summary",
+    "circuitfind.sweep",
+    "circuitfind.sweep.cells",
+    "circuitfind.sweep.outcome",
+    "circuitfind.sweep.run",
+    "circuitfind.sweep.spec",
     "circuitfind.task.rows",
     "circuitfind.task.spec",
     "circuitfind.transcoder_runs",
+    "circuitfind.view_stage",
+    "circuitfind.views.report",
     "circuitfind.zoo",
 )
 """What works on a finished run, or before one, without a model; of ``cli`` and ``output``, all modules."""
@@ -158,6 +184,9 @@ def module_of(path: Path) -> str:
 
 def room_of(module: str) -> str:
     """The part of circuitfind that a module lies in; "" is circuitfind itself."""
+    for package, room in INNER.items():
+        if within(module, {package}):
+            return room
     return module.partition("circuitfind.")[2].partition(".")[0]
 
 
