@@ -1,9 +1,10 @@
-# `make help` says what there is. PYTHON, VENV, CUDA=1, PARALLEL and ARGS may be given:
+# `make help` says what there is. PYTHON, VENV, CUDA=1, PARALLEL, RUN and ARGS may be given:
 #   make test PYTHON=python3.12 ARGS="-k prune"     make test PARALLEL= ARGS="-x --pdb"
 
 PYTHON ?= python3
 VENV ?= .venv
 COMPAT_VENV ?= .venv-compat
+RUN ?= latest
 BIN := $(VENV)/bin
 PARALLEL ?= -n auto --maxprocesses 8 --dist worksteal
 SETUP_INPUTS := pyproject.toml requirements/ci.lock scripts/setup_venv.sh
@@ -32,8 +33,8 @@ $(VENV)/.graphviz: scripts/install_graphviz.sh | $(VENV)/.ready
 demo: setup ## Find the circuit for indirect objects in the embedded model, and draw it
 	@$(BIN)/circuitfind discover ioi $(ARGS)
 
-view: setup ## Open the report of the last run in a browser
-	@$(BIN)/circuitfind view $(ARGS)
+view: setup ## Open the report of the last run (or RUN=NAME) in a browser
+	@$(BIN)/circuitfind view $(RUN) $(ARGS)
 
 check: setup ## Hold the known circuits that need no download against what they must give
 	@$(BIN)/circuitfind check --tier 1 $(ARGS)

@@ -261,7 +261,9 @@ def export(
     if to not in FORMS:
         raise UsageError(f"no form is called '{to}'", hint=did_you_mean(to, FORMS))
     found = given(_name(run), outputs)
-    made = FORMS[to].make(Source(found.what, found.scores, found.words, found.prompts, found.tracer))
+    made = FORMS[to].make(
+        Source(found.what, found.scores, found.words, found.prompts, found.tracer, found.d_model)
+    )
     base = found.file.with_name(f"{stem(found.file.name)}.json") if path is None else Path(path)
     places = {
         ending: base if path is not None and len(made.files) == 1 else base.with_suffix(ending)

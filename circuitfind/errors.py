@@ -16,9 +16,17 @@ Each carries ``what`` happened, ``where`` (file, line, key) and a ``hint``: what
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 OK, DIFFERS, USAGE, FAILURE, INTERRUPTED = 0, 1, 2, 3, 130
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def shown(text: str) -> str:
+    """A text for a terminal: control characters, which could move the cursor or colour what follows, are spelt out."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 class CircuitfindError(Exception):
@@ -44,7 +52,7 @@ class CircuitfindError(Exception):
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what
-        return "\n".join([head, *(f"  {line}" for line in self.details), f"hint: {self.hint}"])
+        return shown("\n".join([head, *(f"  {line}" for line in self.details), f"hint: {self.hint}"]))
 
     def as_dict(self) -> dict[str, object]:
         """The same content for ``--json``."""

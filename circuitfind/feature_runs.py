@@ -12,9 +12,10 @@ from circuitfind.backup_stage import Made
 from circuitfind.circuit.feature_graph import ErrorShare, FeatureGraph, Source
 from circuitfind.circuit.graph import Conditions, Evaluation, Interval
 from circuitfind.errors import UsageError
+from circuitfind.feature_store import GRAPH, FoundFeatures
 from circuitfind.names import Kind, parse_edge, parse_node
 from circuitfind.output.store import Store, stage_key
-from circuitfind.sae_runs import GRAPH, FoundFeatures, GraphStages, graph_files, reported
+from circuitfind.sae_runs import GraphStages, graph_files, reported
 from circuitfind.session import Reporter, Session, Silent, configuration, stage_keys
 from circuitfind.settings import Settings
 from circuitfind.task.spec import TaskSpec

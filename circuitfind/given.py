@@ -16,10 +16,10 @@ from circuitfind.circuit.mib import read_circuit
 from circuitfind.circuit.scores import Scores
 from circuitfind.circuit.tracer_read import from_circuit_tracer, is_circuit_tracer
 from circuitfind.errors import RunError, UsageError
+from circuitfind.feature_store import GRAPH, stored_features
 from circuitfind.output.run import MANIFEST, Run, read_manifest
 from circuitfind.output.store import Store
 from circuitfind.output.words import Words, words_of
-from circuitfind.sae_runs import GRAPH, stored_features
 from circuitfind.summary import finished_stages, of_features, stored
 
 PROMPTS = "prompts.jsonl"
@@ -52,6 +52,12 @@ class Given:
             UsageError: The file of labels is damaged.
         """
         return Words() if self.run is None else words_of(self.run)
+
+    @cached_property
+    def d_model(self) -> int | None:
+        """Width of the model's residual stream, where the run has written it down."""
+        stage = None if self.run is None else finished_stages(self.run).get("scores")
+        return None if stage is None else stage.facts.get("d_model")
 
     @cached_property
     def prompts(self) -> list[dict[str, Any]]:

@@ -255,6 +255,11 @@ class Stages:
     # Each returns files and facts.
 
     def _scores(self) -> Made:
+        files, facts = self._scored()
+        # For exports, which load no model.
+        return files, {**facts, "d_model": self.session.runs.model.d_model}
+
+    def _scored(self) -> Made:
         from circuitfind.methods import get_method
 
         session, settings = self.session, self.session.settings

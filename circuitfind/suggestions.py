@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitfind.errors import UsageError, did_you_mean
-from circuitfind.output.files import write_atomic
+from circuitfind.output.files import check_new, write_atomic
 from circuitfind.output.store import slug
 from circuitfind.task.pairs import Tokenizer
 from circuitfind.task.spec import SUFFIXES, TaskSpec, load_task
@@ -194,10 +194,7 @@ def check_path(path: Path, *, force: bool) -> None:
     """
     if path.suffix not in SUFFIXES:
         raise UsageError(f"'{path}' is no name of a task file", hint=f"write {path.with_suffix('.yaml')}")
-    if path.exists() and not force:
-        raise UsageError(
-            f"'{path}' is there already", hint="choose another name, or --force to write over it"
-        )
+    check_new(path, force=force)
 
 
 def as_task(

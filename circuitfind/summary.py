@@ -313,8 +313,9 @@ def no_circuit(run: Run) -> RunError:
 def unfinished(run: Run, stage: str) -> RunError:
     """That a run has not come so far."""
     made = f"`{command_of(run)}`" if of_features(run) else "discover"
+    why = "a file of it is missing or was changed" if run.status == "finished" else f"it is {run.status}"
     return RunError(
-        f"the run has no finished stage '{stage}' (it is {run.status})",
+        f"the run has no finished stage '{stage}' ({why})",
         where=str(run.path),
         hint=f"give the same {made} command again: finished stages are reused",
     )

@@ -1,6 +1,6 @@
 """A real browser for tests of pages: headless Chromium, with what it complains of and what it asks the network for.
 
-A test folder takes the fixture into its ``conftest.py``: ``from tests.browser import browser``.
+A plugin: ``tests/conftest.py`` names it.
 """
 
 from __future__ import annotations

@@ -57,17 +57,33 @@ def _knows_solu() -> bool:
     return "solu_ln" in getattr(model, "_ACTIVATIONS", {"solu_ln": None})
 
 
-WHOLE_RUNS = ("cli", "check", "test_evidence.py", "test_docs.py")
+pytest_plugins = ["tests.browser", "tests.finished", "tests.sweeps"]
+"""Fixtures that several folders use. Where a module imports one, pytest takes it for another and makes it again."""
+
+WHOLE_RUNS = (
+    "check",
+    "cli",
+    "output/report",
+    "output/test_exports_python.py",
+    "output/test_figures.py",
+    "output/test_notebook.py",
+    "test_api.py",
+    "test_docs.py",
+    "test_evidence.py",
+    "test_notebooks.py",
+    "views/test_stage.py",
+)
 """Tests that run whole commands or pipelines, over and over; half of their time would go into checking shapes."""
 
 
 @pytest.fixture(autouse=True, scope="module")
 def shapes(request: pytest.FixtureRequest) -> Iterator[None]:
     """Shapes are checked where functions are tested, and everywhere by ``make test-all``."""
-    where = request.path.relative_to(Path(__file__).parent).parts[0]
+    where = request.path.relative_to(Path(__file__).parent)
+    whole = any(where.is_relative_to(part) for part in WHOLE_RUNS)
     everywhere = not request.config.option.markexpr
     before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", where in WHOLE_RUNS and not everywhere)
+    jaxtyping.config.update("jaxtyping_disable", whole and not everywhere)
     yield
     jaxtyping.config.update("jaxtyping_disable", before)
 

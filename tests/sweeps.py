@@ -1,6 +1,6 @@
 """A small sweep that several tests look at, run once for all: two planted models by two methods, and a run that is refused.
 
-A test folder takes the fixture into its ``conftest.py``: ``from tests.sweeps import swept``.
+A plugin: ``tests/conftest.py`` names it.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ import contextlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from circuitfind.cli import run
+from tests.cli.helpers import Result
+from tests.finished import Once
 
 SMALL = """\
 name: small
@@ -38,21 +40,8 @@ leave-out:
   - {task: text, model: planted/or-gate}
   - {task: text, method: eap}
 """
-KEPT: dict[str, Any] = {}
 
-
-@dataclass(frozen=True)
-class Said:
-    """What a command gave back."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.out)
-        return found
+SAID = "said.json"
 
 
 class Paper(io.TextIOWrapper):
@@ -72,12 +61,12 @@ class Paper(io.TextIOWrapper):
         return bytes(self.buffer.getvalue()).decode("utf-8")  # type: ignore[attr-defined]  # it is a BytesIO
 
 
-def said(*words: str | Path, terminal: bool = False) -> Said:
+def said(*words: str | Path, terminal: bool = False) -> Result:
     """Run a command in this process."""
     out, err = Paper(terminal), Paper(terminal=False)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run([str(word) for word in words])
-    return Said(code, out.text(), err.text())
+    return Result(code, out.text(), err.text())
 
 
 @dataclass(frozen=True)
@@ -90,7 +79,7 @@ class Swept:
     """
 
     folder: Path
-    result: Said
+    result: Result
 
     @property
     def file(self) -> Path:
@@ -124,20 +113,22 @@ def write_files(folder: Path) -> Path:
     return folder / "sweep.yaml"
 
 
-def sweep(file: Path, *words: str) -> Said:
+def sweep(file: Path, *words: str) -> Result:
     """Run a sweep beside its file, without pictures of Graphviz's speed."""
     return said("sweep", file, "--outputs", file.parent / "outputs", "--json", "--quiet", *words)
 
 
 @pytest.fixture(scope="session")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
+def swept(once: Once) -> Swept:
     """The sweep, run; tests leave it as it is."""
-    if "swept" not in KEPT:  # several folders have this fixture, each its own
-        folder = tmp_path_factory.mktemp("swept")
-        KEPT["swept"] = Swept(folder, sweep(write_files(folder)))
-    found: Swept = KEPT["swept"]
-    assert found.result.code == 1, found.result.out + found.result.err
-    return found
+
+    def make(folder: Path) -> None:
+        result = sweep(write_files(folder))
+        assert result.code == 1, result.out + result.err
+        (folder / SAID).write_text(json.dumps(asdict(result)), encoding="utf-8")
+
+    folder = once("sweep", make)
+    return Swept(folder, Result(**json.loads((folder / SAID).read_text(encoding="utf-8"))))
 
 
 def names(rows: Sequence[dict[str, Any]], key: str = "state") -> list[Any]:

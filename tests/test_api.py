@@ -20,7 +20,7 @@ from circuitfind.cli import run
 from circuitfind.evidence.report import Evidence
 from circuitfind.output.exports import FORMS
 from circuitfind.output.report.write import FILE
-from tests.small_run import small_run
+from circuitfind.summary import Discovery
 
 TASK = """\
 name: small
@@ -186,15 +186,15 @@ def test_a_discovery_is_immutable(task: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(small_run: Discovery, tmp_path: Path) -> Path:
     """A copy of the small run, in a folder of runs of its own."""
-    made = small_run().folder
+    made = small_run.folder
     return Path(shutil.copytree(made, tmp_path / "outputs" / made.name))
 
 
-def test_a_run_opens_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_opens_as_it_was(small_run: Discovery, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("circuitfind.model.load.load_model", None)
-    made = small_run()
+    made = small_run
     for name in ("latest", folder.name, folder.name[:12], folder):
         found = circuitfind.open_run(name, outputs=folder.parent)
         assert found.circuit.as_dict() == made.circuit.as_dict()
@@ -290,12 +290,12 @@ def test_a_report_is_one_file(folder: Path, tmp_path: Path) -> None:
     assert circuitfind.report(folder, tmp_path / "own.html").read_bytes() == written.read_bytes()
 
 
-def test_patch_goes_by_doses(folder: Path) -> None:
+def test_patch_goes_by_doses(small_run: Discovery, folder: Path) -> None:
     found = circuitfind.patch(folder, ["a0.h1", "a1.h0"], alphas=[0.5], each=True)
     assert [reading.curve.label for reading in found.readings] == ["a0.h1", "a1.h0"]
     for reading in found.readings:
         assert reading.curve.alphas.tolist() == [0.0, 0.5, 1.0]
-        full = small_run().circuit.evaluations[0].full
+        full = small_run.circuit.evaluations[0].full
         assert reading.metric[0].value == pytest.approx(full, abs=1e-4)
     with pytest.raises(circuitfind.CircuitfindError, match="nothing is named to patch"):
         circuitfind.patch(folder)

@@ -108,3 +108,8 @@ def test_did_you_mean() -> None:
     assert did_you_mean("xyzzy", ["zero", "mean"]) == "known: mean, zero"
     assert did_you_mean("xyzzy", []) == "none is known"
     assert did_you_mean("a", (name for name in ["b"])) == "known: b"
+
+
+def test_control_characters_of_a_name_are_spelt_out() -> None:
+    told = str(UsageError("no run '\x1b[31mx'", hint="see\x07", where="a\rb", details=["c\x9bd\te"]))
+    assert told == "a\\x0db: no run '\\x1b[31mx'\n  c\\x9bd\te\nhint: see\\x07"

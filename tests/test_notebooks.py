@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 import circuitfind
-from tests.small_run import small_run
+from circuitfind.summary import Discovery
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "docs" / "notebooks").glob("*.ipynb"))
 
@@ -45,7 +45,9 @@ def run_cell(source: str, names: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
-def test_its_cells_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_cells_run(
+    path: Path, small_run: Discovery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CIRCUITFIND_OUTPUTS", raising=False)
     monkeypatch.chdir(tmp_path)
     asked = []
@@ -53,7 +55,7 @@ def test_its_cells_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def discover(task: str, *args: Any, **keys: Any) -> Any:
         signature(real).bind(task, *args, **keys)
         asked.append(task)
-        return small_run()
+        return small_run
 
     real = circuitfind.discover
     monkeypatch.setattr(circuitfind, "discover", discover, raising=False)

@@ -42,9 +42,9 @@ def read_object(path: Path, what: str, *, file: str, otherwise: str = "") -> dic
         ) from error
     if not isinstance(data, dict):
         raise UsageError(
-            f"not a {what}: the file holds no JSON object",
+            f"no {what}: the file holds no JSON object",
             where=str(path),
-            hint=f"give a {file} that this program wrote",
+            hint=f"give the {file} that this program wrote",
         )
     return data
 
@@ -59,7 +59,7 @@ def check_form(
     """
     if data.get("format") != form or data.get("version") != version:
         found = f"{data.get('format')} version {data.get('version')}"
-        raise UsageError(f"not a {what} of version {version} (found: {found})", where=where, hint=hint)
+        raise UsageError(f"no {what} of version {version} (found: {found})", where=where, hint=hint)
 
 
 @contextmanager

@@ -50,8 +50,8 @@ class Choice(click.Choice):  # type: ignore[type-arg]  # generic in newer releas
             ) from None
 
 
-class Command(click.Command):
-    """A command as all are. ``path`` holds its words, such as ``("transcoders", "train")``."""
+class _Told(click.Command):
+    """How commands and groups say what they are. ``path`` holds the words, such as ``("transcoders", "train")``."""
 
     path: tuple[str, ...] = ()
 
@@ -64,18 +64,15 @@ class Command(click.Command):
         _write_options(self, ctx, formatter)
 
 
-class Group(click.Group):
+class Command(_Told):
+    """A command as all are."""
+
+
+class Group(_Told, click.Group):
     """The same for a command that has commands of its own."""
 
-    path: tuple[str, ...] = ()
-
-    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write_paragraph()
-        with formatter.indentation():
-            formatter.write_text(folded(self.help or "", formatter.width - formatter.current_indent))
-
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        _write_options(self, ctx, formatter)
+        super().format_options(ctx, formatter)
         self.format_commands(ctx, formatter)
 
     def resolve_command(

@@ -149,9 +149,10 @@ def _libraries_quiet(screen: Screen, debug: bool) -> Iterator[None]:
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     """A plain table; columns named in ``right`` hold numbers."""
     from rich.box import SIMPLE
-    from rich.table import Table
 
-    made = Table(box=SIMPLE, pad_edge=False, show_edge=False, header_style="bold")
+    from circuitfind.cli.console import Rows
+
+    made = Rows(box=SIMPLE, pad_edge=False, show_edge=False, header_style="bold")
     for name in columns:
         made.add_column(name, justify="right" if name in right else "left", overflow="fold")
     return made

@@ -114,14 +114,11 @@ def init_config(screen: Screen, path: Path, force: bool) -> None:
     circuitfind config init
     circuitfind config init other.toml
     """
-    from circuitfind.output.files import write_atomic
+    from circuitfind.output.files import check_new, write_atomic
 
     if path.is_dir():
         raise UsageError(f"'{path}' is a folder", hint=f"write {path / FILE}")
-    if path.exists() and not force:
-        raise UsageError(
-            f"'{path}' is there already", hint="choose another name, or --force to write over it"
-        )
+    check_new(path, force=force)
     write_atomic(path, template())
     screen.result(
         {"version": 1, "file": str(path)},

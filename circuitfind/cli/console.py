@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
+
+from circuitfind.errors import shown
 
 WIDE = 1000
 """Columns where nobody reads on a terminal, so that rows stay whole for `grep` and files."""
@@ -57,6 +60,11 @@ class Paper(Console):
         super().__init__(highlight=False, soft_wrap=width is None, width=width or WIDE, **keys)
         self.folds = width is not None
 
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As rich does it, but for control characters of prompts, labels and files: they are spelt out."""
+        for part in super().render(renderable, options):
+            yield part if part.control else Segment(shown(part.text), part.style)
+
     def print(self, *objects: Any, **keys: Any) -> None:
         """As rich does it; one text alone is folded."""
         if self.folds and len(objects) == 1 and isinstance(objects[0], str | Text) and "end" not in keys:
@@ -85,6 +93,14 @@ class Paper(Console):
         for i, part in enumerate(body.wrap(self, self.width - start)):
             part.rstrip()
             yield Text.assemble(Text(" " * start) if i else head, part)
+
+
+class Rows(Table):
+    """A table whose cells are measured as they are shown, control characters spelt out."""
+
+    def add_row(self, *cells: RenderableType | None, **keys: Any) -> None:
+        """As rich does it."""
+        super().add_row(*(shown(cell) if isinstance(cell, str) else cell for cell in cells), **keys)
 
 
 def fit_columns(table: Table, width: int) -> None:

@@ -71,7 +71,8 @@ def _lines(summary: Any, circuit: Any) -> Iterator[Line]:
     minimal = ", minimal" if summary["minimal"] else ""
     yield Line("kept", f"{kept} ({share(counts['share_of_edges'])}){minimal}")
     yield Line("under", under(conditions, conditions["direction"]), 4)
-    yield Line("prompts", prompts_line(summary["prompts"]), 3)
+    told = prompts_line(summary["prompts"])
+    yield Line("prompts", told, 1 if "left out" in told else 3)
     if summary["known"]:
         known = summary["known"]
         text = f"precision {known['precision']:.2f}, recall {known['recall']:.2f} over its {known['level']}"

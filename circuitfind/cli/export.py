@@ -101,7 +101,9 @@ def export(
     from circuitfind.output.exports import Source
 
     found = given(run, outputs)
-    source = Source(found.what, found.scores, found.words, found.prompts, found.tracer, d_model)
+    source = Source(
+        found.what, found.scores, found.words, found.prompts, found.tracer, d_model or found.d_model
+    )
     made = _made(screen, FORMATS if "all" in forms else forms, source, every="all" in forms)
     if output == "-":
         _to_stdout(screen, made)

@@ -242,8 +242,8 @@ def _show_features(
     """A run that ends in a feature graph, as the command that made it told it; ``senseless`` flags are refused."""
     from circuitfind.cli.features import show_features
     from circuitfind.cli.saes import show_saes
+    from circuitfind.feature_store import stored_features, stored_scores
     from circuitfind.output.words import words_of
-    from circuitfind.sae_runs import stored_features, stored_scores
     from circuitfind.summary import command_of
 
     made = command_of(run)
@@ -354,13 +354,13 @@ def render_run(
     circuitfind render latest --format png --format pdf
     circuitfind render latest --to figure.svg --title "Indirect objects" --no-legend
     """
+    from circuitfind.feature_store import PICTURE, stored_features
     from circuitfind.output.dot import to_dot
     from circuitfind.output.dot_features import feature_dot
     from circuitfind.output.draw import render
     from circuitfind.output.files import write_atomic
     from circuitfind.output.store import Store
     from circuitfind.output.words import words_of
-    from circuitfind.sae_runs import PICTURE, stored_features
     from circuitfind.summary import of_features, stored
 
     run_found = Store(outputs).find(run)

@@ -112,15 +112,12 @@ def init(screen: Screen, path: Path, force: bool) -> None:
     circuitfind init
     circuitfind init tasks/capitals.yaml
     """
-    from circuitfind.output.files import write_atomic
+    from circuitfind.output.files import check_new, write_atomic
     from circuitfind.task.spec import SUFFIXES, template
 
     if path.suffix not in SUFFIXES:
         raise UsageError(f"'{path}' is no name of a task file", hint=f"write {path}.yaml")
-    if path.exists() and not force:
-        raise UsageError(
-            f"'{path}' is there already", hint="choose another name, or --force to write over it"
-        )
+    check_new(path, force=force)
     write_atomic(path, template())
     screen.result(
         {"version": 1, "file": str(path)},

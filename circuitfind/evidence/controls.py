@@ -123,7 +123,7 @@ def other_ranking(
     hardest = min(range(len(gaps)), key=lambda i: gaps[i].low)
     return Control(
         name=name,
-        what=f"{what}, {size} edges: faithfulness {found[hardest]:.2f}",
+        what=f"{what}, {size} edges: faithfulness {round(found[hardest], 2) + 0.0:.2f}",  # without the sign of zero
         statistic="faithfulness",
         own=float((own - empty).mean() / evaluator.gap),
         values=tuple(found),

@@ -22,7 +22,7 @@ from circuitfind.model.forward import Place, attend
 from circuitfind.model.part_pass import swapped
 from circuitfind.model.parts import PartRun
 from circuitfind.model.path_pass import Paths
-from circuitfind.model.precision import lowered
+from circuitfind.model.precision import lowered, moved
 from circuitfind.model.writes import Writes
 from circuitfind.names import Kind
 
@@ -202,9 +202,7 @@ class NodePass:
             assert self._held is not None
             out = torch.where(self._held[patches, row][:, None, None, None], base, out)
         if bool(self._any[row]):
-            out = torch.lerp(
-                out, wanted, self._chosen(slice(row, row + 1), patches, last)
-            )  # exact at 0 and 1
+            out = moved(out, wanted, self._chosen(slice(row, row + 1), patches, last))
         return out.flatten(0, 1)
 
     def _gap(self, index: int, z: Tensor, patches: slice, last: bool) -> Tensor | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from circuitfind.model.contrast import Contrast
 from circuitfind.model.features import FeatureParts
 from circuitfind.model.parts import NeuronParts, PartRun, Parts
+from circuitfind.model.precision import moved
 from circuitfind.model.writes import PartWrites
 
 Inputs = Callable[[Sequence[int]], Iterator[tuple[list[list[int]], Tensor]]]
@@ -40,15 +41,15 @@ def swapped(
         gap = (carried.values - seen.values)[..., used] * chosen[..., parts.owner[used]]
         return out + parts.added(gap, used)
     # Not as a difference: what is replaced by zeros must be zero, since a norm may stand behind it.
-    units = torch.lerp(seen.values, carried.values, chosen[..., parts.owner])
+    units = moved(seen.values, carried.values, chosen[..., parts.owner])
     theirs, ours = (
         parts.left(total, carried.values, carried.error),
         parts.left(out, seen.values, seen.error),
     )
-    found = parts.added(units) + torch.lerp(ours, theirs, chosen[..., parts.rest, None])
+    found = parts.added(units) + moved(ours, theirs, chosen[..., parts.rest, None])
     if parts.error is None or seen.error is None or carried.error is None:
         return found
-    return found + torch.lerp(seen.error, carried.error, chosen[..., parts.error, None])
+    return found + moved(seen.error, carried.error, chosen[..., parts.error, None])
 
 
 class PartsOfPass:

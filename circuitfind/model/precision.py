@@ -15,6 +15,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from circuitfind.config import Precision
@@ -64,6 +65,14 @@ def _check(device: torch.device, precision: Precision) -> None:
             if precision == "bf16"
             else "use --precision bf16 or fp32, or another --device",
         )
+
+
+def moved(
+    start: Float[Tensor, "*#shape"], end: Float[Tensor, "*#shape"], amount: Float[Tensor, "*#shape"]
+) -> Float[Tensor, ...]:
+    """From one value towards another, exactly the one at 0 and the other at 1; in the wider of their types."""
+    dtype = torch.promote_types(start.dtype, end.dtype)
+    return torch.lerp(start.to(dtype), end.to(dtype), amount.to(dtype))
 
 
 def advice(model: Model) -> str:

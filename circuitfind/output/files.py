@@ -25,6 +25,18 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
+def check_new(path: Path, *, force: bool) -> None:
+    """Refuse to write over a file that is there.
+
+    Raises:
+        UsageError: It is, without ``force``.
+    """
+    if path.exists() and not force:
+        raise UsageError(
+            f"'{path}' is there already", hint="choose another name, or --force to write over it"
+        )
+
+
 def write_atomic(path: Path, data: bytes | str) -> Path:
     """Write a file through a temporary one in the same folder, so that a reader sees the old content or the
     new.

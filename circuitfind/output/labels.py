@@ -143,9 +143,8 @@ class Labels:
         """
         text = " ".join(text.split())
         if not text or not text.isprintable():
-            raise UsageError(
-                "the label is empty", hint='write some words: circuitfind label RUN NODE "words"'
-            )
+            what = "the label holds control characters" if text else "the label is empty"
+            raise UsageError(what, hint='write some words: circuitfind label RUN NODE "words"')
         key, name = owner.key(node), str(node.bare)
         wanted = _every(self._sections)
         wanted.setdefault(key, {})[name] = text

@@ -101,7 +101,7 @@ class Run:
             if not intact:
                 if warn and name not in self._warned:
                     logger.warning(
-                        "%s: %s is missing or was changed; stage '%s' runs again", self.name, file, name
+                        "%s: %s is missing or was changed; stage '%s' has to run again", self.name, file, name
                     )
                     self._warned.add(name)
                 return None

@@ -137,6 +137,11 @@ class Store:
                 f"no run '{name}' in {self.root}",
                 hint="make one with `circuitfind discover`; `circuitfind list runs` shows all",
             )
+        if Path(name).is_dir():
+            raise UsageError(
+                f"'{name}' is a folder without a manifest.json, so it is no run",
+                hint="`circuitfind list runs` shows the runs",
+            )
         near = did_you_mean(name, [*by_name, LATEST])
         raise UsageError(
             f"no run '{name}' in {self.root}", hint=f"{near} (`circuitfind list runs` shows all)"

@@ -24,7 +24,7 @@ from pydantic_core import PydanticCustomError
 
 import circuitfind
 from circuitfind.config import DEFAULT_MIN_ACCURACY, Ablation, Direction
-from circuitfind.errors import TaskError, did_you_mean
+from circuitfind.errors import TaskError, did_you_mean, nearest
 from circuitfind.shown import Shown
 from circuitfind.task.checks import END, find_problems
 from circuitfind.task.findings import Expect, ExpectList, Known, KnownList
@@ -171,8 +171,9 @@ def load_task(name_or_path: str | Path, search: Sequence[Path] | None = None) ->
             folders = task_folders() if search is None else search
             raise TaskError(
                 f"no task is named '{text}'",
-                hint=did_you_mean(text, tasks)
-                + " (`circuitfind list tasks` shows all; a path ends in .yaml)",
+                hint=f"{did_you_mean(text, tasks)} (`circuitfind list tasks` shows all; a path ends in .yaml)"
+                if nearest(text, tasks) is not None
+                else "`circuitfind list tasks` shows all; a path ends in .yaml",
                 details=[f"looked in {folder}" for folder in folders],
             )
         path = tasks[text]

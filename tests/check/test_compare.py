@@ -258,7 +258,7 @@ def test_a_file_holds_a_baseline(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"version": 99}, "not a baseline of version 1"),
+        ({"version": 99}, "no baseline of version 1"),
         ({"prompts": None}, "incomplete"),
         ({"weights": {"a": 1}}, "incomplete"),
     ],

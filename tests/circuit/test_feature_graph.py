@@ -81,7 +81,7 @@ def test_an_empty_graph() -> None:
     ("change", "says"),
     [
         ({"version": 2}, "version 2"),
-        ({"format": "circuitfind.circuit"}, "not a feature graph"),
+        ({"format": "circuitfind.circuit"}, "no feature graph of version 1"),
         ({"nodes": None}, "incomplete"),
         ({"edges": [{"name": "s1.f0->s0.f2", "weight": 1}]}, "no edge runs"),
         ({"conditions": {}}, "incomplete"),

@@ -16,11 +16,10 @@ from circuitfind.cli.console import Paper
 from circuitfind.cli.ending import COLUMNS, LINES, Line, fitting, next_commands, show_ending, warnings
 from circuitfind.output.store import Store
 from circuitfind.summary import Found, stored
-from tests.cli.one_run import one_run  # noqa: F401  # a fixture
 
 
 @pytest.fixture
-def found(one_run: Path, monkeypatch: pytest.MonkeyPatch) -> Found:  # noqa: F811
+def found(one_run: Path, monkeypatch: pytest.MonkeyPatch) -> Found:
     """The run, from its own folder."""
     monkeypatch.chdir(one_run)
     monkeypatch.setattr(wanted, "words", ("discover", "small.yaml", "-q"))

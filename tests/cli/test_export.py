@@ -23,11 +23,11 @@ from circuitfind.errors import UsageError
 from circuitfind.output.exports import FORMS, width_of
 from tests.attribution.graphs import random_graph
 from tests.cli.helpers import Cli
-from tests.quick_run import quick_run
+from tests.finished import QuickRun
 
 
 @pytest.fixture
-def run(cli: Cli) -> Path:
+def run(cli: Cli, quick_run: QuickRun) -> Path:
     """The folder of a run, which tests may write into."""
     return quick_run(cli.folder)
 
@@ -55,6 +55,14 @@ def test_a_run_is_written_beside_its_circuit(cli: Cli, run: Path) -> None:
     assert scores is not None
     np.testing.assert_array_equal(scores.values, Scores.load(run / "scores.npz").values)
     assert json.loads(path.read_text(encoding="utf-8"))["cfg"]["d_model"] == 48
+
+
+def test_the_width_of_a_run_is_written_down(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    width = width_of("planted/induction")
+    monkeypatch.setattr("circuitfind.zoo.planted.build", None)  # it takes torch to build the model
+    told = cli.good("export", "latest", "--to", "eap-ig", "--json").json
+    data = json.loads(Path(told["file"]).read_text(encoding="utf-8"))
+    assert data["cfg"]["d_model"] == width
 
 
 def test_json_says_what_is_in_the_file(cli: Cli, run: Path) -> None:

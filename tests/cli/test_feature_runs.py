@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from circuitfind.circuit.feature_graph import FeatureGraph
+from circuitfind.feature_store import stored_features, stored_scores
 from circuitfind.output.run import Run, read_manifest
-from circuitfind.sae_runs import stored_features, stored_scores
 from tests.cli.helpers import Cli, Result
 
 WORDS = ("discover", "neuron-lookup", "--nodes", "features", "--count", "16")

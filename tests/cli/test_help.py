@@ -16,7 +16,7 @@ from circuitfind.cli import COMMANDS, SECTIONS, find
 from circuitfind.cli.command import Command, Group, folded
 from circuitfind.cli.configuration import leaves
 from tests.cli.helpers import Cli
-from tests.cli.one_run import TASK, one_run  # noqa: F401  # a fixture
+from tests.finished import ONE as TASK
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ EVERY = [(command.path, example) for command in leaves() for example in examples
 
 
 @pytest.fixture(scope="module")
-def place(one_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def place(one_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run, and with the files that examples name."""
     folder = tmp_path_factory.mktemp("examples") / "here"
     shutil.copytree(one_run, folder)

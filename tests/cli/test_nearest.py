@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.cli.helpers import Cli
-from tests.cli.one_run import one_run  # noqa: F401  # a fixture
 
 CASES = {
     # commands
@@ -75,7 +74,7 @@ CASES = {
 @pytest.mark.parametrize(("words", "near"), CASES.items(), ids=list(CASES))
 def test_the_nearest_is_named(
     cli: Cli,
-    one_run: Path,  # noqa: F811
+    one_run: Path,
     monkeypatch: pytest.MonkeyPatch,
     words: str,
     near: str,

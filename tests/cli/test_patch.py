@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from tests.cli.helpers import Cli
-from tests.cli.one_run import one_run  # noqa: F401  # a fixture
 
 GROUP = "m0.n15+16+21+28+33+39"
 FEW = ("--count", "12")
@@ -99,7 +98,7 @@ def test_edges_positions_directions_and_doses_beyond(cli: Cli) -> None:
     assert beyond.json["facts"]["backward_passes"] == 0
 
 
-def test_a_finished_run_is_patched_with_its_own_prompts(cli: Cli, one_run: Path) -> None:  # noqa: F811
+def test_a_finished_run_is_patched_with_its_own_prompts(cli: Cli, one_run: Path) -> None:
     shutil.copytree(one_run, cli.folder, dirs_exist_ok=True)
     run = cli.run_folder()
     found = cli.good(

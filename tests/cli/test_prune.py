@@ -17,11 +17,11 @@ from circuitfind.circuit.scores import Scores
 from circuitfind.evidence_subjects import subject_of_run
 from circuitfind.output.store import Store
 from tests.cli.helpers import Cli
-from tests.quick_run import quick_run
+from tests.finished import QuickRun
 
 
 @pytest.fixture
-def run(cli: Cli) -> Path:
+def run(cli: Cli, quick_run: QuickRun) -> Path:
     """The folder of a run, which tests may write into."""
     return quick_run(cli.folder)
 

@@ -99,7 +99,7 @@ def test_damaged_scores_are_made_again(cli: Cli, task: Path, change: str) -> Non
     assert cli.states(again) == reused("prompts", "circuit", "backups", "evidence", "views", "pictures")
     assert "note: " in again.err
     assert "no finished stage" not in again.err
-    assert "scores.npz is missing or was changed; stage 'scores' runs again" in again.err
+    assert "scores.npz is missing or was changed; stage 'scores' has to run again" in again.err
     assert "note: " not in cli.good("show").err
     last = cli.good("discover", task, "--json").json
     assert last["counts"] == first["counts"]

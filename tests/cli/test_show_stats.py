@@ -15,11 +15,11 @@ from circuitfind.circuit.rewire import compare
 from circuitfind.circuit.tracer_read import load_circuit_tracer
 from tests.attribution.graphs import random_graph
 from tests.cli.helpers import Cli
-from tests.quick_run import quick_run
+from tests.finished import QuickRun
 
 
 @pytest.fixture
-def run(cli: Cli) -> Path:
+def run(cli: Cli, quick_run: QuickRun) -> Path:
     return quick_run(cli.folder)
 
 

@@ -16,9 +16,7 @@ from circuitfind.sweep.cells import cells_of
 from circuitfind.sweep.spec import SETTINGS, load_sweep
 from circuitfind.sweep.template import TEMPLATE
 from tests.cli.helpers import Cli
-from tests.sweeps import Swept, names, said, sweep, swept, write_files
-
-__all__ = ["swept"]
+from tests.sweeps import Swept, names, said, sweep, write_files
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
+from circuitfind.cli.common import table
 from circuitfind.cli.console import WIDE, Paper, fit_columns, margin, terminal_width
 from tests.cli.helpers import Cli
-from tests.cli.one_run import one_run  # noqa: F401  # a fixture
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WIDTHS = (60, 80, 120, 200)
@@ -46,7 +46,7 @@ COMMANDS = [
 
 
 @pytest.fixture
-def there(one_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
+def there(one_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the run, as working directory."""
     monkeypatch.chdir(one_run)
     return one_run
@@ -169,3 +169,20 @@ def test_columns_are_folded_between_words() -> None:
     rows.add_row("a", "b")
     fit_columns(rows, 50)
     assert [column.width for column in rows.columns] == [None, None], "where there is room nothing is set"
+
+
+@pytest.mark.parametrize("width", [None, 60])
+def test_control_characters_are_spelt_out(width: int | None) -> None:
+    """In lines and cells they are text like any other; what the program itself styles stays styled."""
+    for system in (None, "standard"):
+        target = StringIO()
+        paper = Paper(width, file=target, force_terminal=system is not None, color_system=system)
+        paper.print("[red]so[/] \x1b[31mwide\x9b2J\tand\non")
+        rows = table("word", "next")
+        rows.add_row("a\x1bb", "c")
+        paper.print(rows)
+        text = re.sub("\x1b\\[[0-9;]*m", "", target.getvalue())
+        assert "so \\x1b[31mwide\\x9b2J" in text
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text.replace("\t", ""))
+        assert re.search(r"^a\\x1bb {3}c *$", text, re.M), "measured as it is shown"
+        assert ("\x1b[31mso" in target.getvalue()) is (system is not None)

@@ -22,9 +22,7 @@ from circuitfind.output.report.fresh import is_fresh
 from circuitfind.output.report.serve import ADDRESS, INDEX, REPORT, Server, Shelf
 from circuitfind.output.store import Store
 from tests.cli.helpers import Cli
-from tests.sweeps import Swept, swept
-
-__all__ = ["swept"]
+from tests.sweeps import Swept
 
 
 class Asked:

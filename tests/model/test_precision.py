@@ -15,7 +15,7 @@ from circuitfind.methods.agreement import agreement, few
 from circuitfind.model import precision as module
 from circuitfind.model.bridge import Model
 from circuitfind.model.node_pass import Patch
-from circuitfind.model.precision import raised, using
+from circuitfind.model.precision import moved, raised, using
 from circuitfind.model.runs import Runs
 from circuitfind.task.metrics import get_metric
 from tests import families
@@ -105,3 +105,10 @@ def test_agreement() -> None:
     scores = get_method("eap").run(runs, ablation="resample", direction="noising")
     assert agreement(scores, scores) == {"k": 20, "overlap": 1.0, "rank_correlation": pytest.approx(1.0)}
     assert few(pairs_for(families.model("gpt2"), count=30, lengths=(5, 6, 7))) == [0, 3, 6, 9, 12, 15, 18, 21]
+
+
+def test_what_moves_is_exact_at_both_ends_whatever_the_types() -> None:
+    start, end = torch.randn(3, 4, dtype=torch.bfloat16), torch.randn(3, 4)
+    assert torch.equal(moved(start, end, torch.zeros(3, 1)), start.float())
+    assert torch.equal(moved(start, end, torch.ones(3, 1, dtype=torch.bfloat16)), end)
+    torch.testing.assert_close(moved(start, end, torch.full((3, 1), 0.25)), 0.75 * start.float() + 0.25 * end)

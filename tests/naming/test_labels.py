@@ -241,7 +241,7 @@ def test_what_is_no_text_is_told(path: Path) -> None:
 
 def test_empty_labels_and_missing_ones_are_told(path: Path) -> None:
     for text in ("", "  \n ", "\x07"):
-        with pytest.raises(UsageError, match="empty"):
+        with pytest.raises(UsageError, match=r"empty|control characters"):
             put(path, "m1.n3", text)
     with pytest.raises(UsageError, match="has no label"):
         drop(path, "m1.n3")

@@ -23,8 +23,8 @@ from circuitfind.output.figures.heatmap import values_of
 from circuitfind.output.figures.patterns import chosen, matrix
 from circuitfind.output.figures.style import seen
 from circuitfind.output.store import Run, Store
+from tests.finished import QuickRun
 from tests.output.report.chart_data import NASTY, report, sections, views
-from tests.quick_run import quick_run
 
 CHARTS = tuple(name for name in FIGURES if name != "circuit")
 
@@ -285,7 +285,7 @@ def test_what_cannot_be_drawn_says_why() -> None:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def found(quick_run: QuickRun, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run with views and without a search for backups."""
     folder = quick_run(tmp_path_factory.mktemp("figures"))
     return Store(folder.parent).find(str(folder))

@@ -26,7 +26,6 @@ from circuitfind.output.card import Card, Table, is_number
 from circuitfind.shown import MAKERS, Shown, card_of
 from circuitfind.summary import Discovery
 from circuitfind.task.pairs import PromptPair, PromptPairs
-from tests.small_run import small_run
 
 EVIL = "<script>alert(1)</script>&\"'"
 
@@ -57,8 +56,8 @@ class _Read(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def found() -> Discovery:
-    return small_run()
+def found(small_run: Discovery) -> Discovery:
+    return small_run
 
 
 def conditions(**changed: str) -> Conditions:

@@ -461,3 +461,10 @@ def test_the_example_in_the_documentation_has_the_keys_of_a_manifest(store: Stor
     assert example["stages"]["scores"].keys() == manifest["stages"]["scores"].keys()
     assert example["versions"].keys() == manifest["versions"].keys()
     assert example["platform"].keys() == manifest["platform"].keys()
+
+
+def test_a_folder_that_is_no_run(store: Store, tmp_path: Path) -> None:
+    finished(store)
+    (tmp_path / "figures").mkdir()
+    with pytest.raises(UsageError, match=r"figures' is a folder without a manifest\.json"):
+        store.find(str(tmp_path / "figures"))

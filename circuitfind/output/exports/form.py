@@ -23,7 +23,7 @@ class Source:
         words: What people call the nodes.
         prompts: The pairs that it was found on, as ``prompts.jsonl`` has them; none where they are not known.
         tracer: A graph of circuit-tracer that ``what`` was read from.
-        d_model: Width of the residual stream, where the user gives it.
+        d_model: Width of the residual stream, where the user gives it or the run tells it.
     """
 
     what: Circuit | FeatureGraph

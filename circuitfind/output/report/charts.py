@@ -52,7 +52,7 @@ def heatmap(views: Mapping[str, Any], inside: Sequence[str] = ()) -> Data | None
         return None
     grid = [n for n in map(parse_node, effects["nodes"]) if n.kind in (Kind.HEAD, Kind.MLP)]
     return {
-        **{key: effects[key] for key in ("metric", "ablation", "full", "empty")},
+        **{key: effects[key] for key in ("metric", "ablation", "n_prompts", "full", "empty")},
         "layers": 1 + max((n.layer for n in grid), default=-1),
         "heads": 1 + max((n.index for n in grid if n.kind is Kind.HEAD), default=-1),
         "mlps": any(n.kind is Kind.MLP for n in grid),
@@ -123,10 +123,10 @@ def curve(views: Mapping[str, Any], metric: str = "") -> Data | None:
     ]
     return {
         "metric": metric,
-        "ablation": found["ablation"],
+        **{key: found[key] for key in ("ablation", "n_prompts")},
         "edges": whole,
         "points": sorted(points, key=lambda point: point["asked"]),
-        "random": None if random is None else {key: random[key] for key in ("of", "count")},
+        "random": None if random is None else {key: random[key] for key in ("of", "count", "n_prompts")},
         "circuit": found["circuit"],
         "shares": [{"share": share, "edges": share * whole} for share in SHARES if share * whole >= 1],
         "missing": None if random is not None else views["missing"].get("random"),

@@ -276,9 +276,8 @@ def _minimality(evaluation: Mapping[str, Any] | None, level: str) -> dict[str, D
 def _curve(views: Mapping[str, Any] | None) -> Data | None:
     """Sizes at which circuits of the strongest edges were measured."""
     found = None if views is None else views.get("curve")
-    return (
-        None if not found else {key: found[key] for key in ("ablation", "edges", "connected", "faithfulness")}
-    )
+    keys = ("ablation", "n_prompts", "edges", "connected", "faithfulness")
+    return {key: found[key] for key in keys} if found else None
 
 
 def _by_position(scores: Scores, ranked: Sequence[tuple[int, int]], rows: Sequence[int]) -> Data:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -18,19 +17,18 @@ from circuitfind.errors import UsageError
 from circuitfind.output.files import write_atomic
 from circuitfind.output.report import charts
 from circuitfind.output.report.circuit_graph import circuit_graph
+from circuitfind.output.report.measured import views_of
 from circuitfind.output.report.page import page
 from circuitfind.output.report.sides import side_of
 from circuitfind.output.report.verdict import circuit_verdict
 from circuitfind.output.report.write import FILE as REPORT
 from circuitfind.output.store import Run
 from circuitfind.output.words import words_or_none
-from circuitfind.summary import Found, finished_stages, stored, views_stage
-from circuitfind.views.report import FILE as VIEWS
+from circuitfind.summary import Found, finished_stages, stored
 
 SCRIPTS = ("tables.js", "panel.js", "layout.js", "draw.js", "compare.js", "compare_charts.js")
 POINTS = 3000
 """Scores that the scatter draws: those of either circuit, then the strongest of the others."""
-NO_VIEWS = "One of the runs has no measured {what}: give its discover command again to have it measured."
 EFFECTS = ("noising", "denoising", "direct")
 
 Data = dict[str, Any]
@@ -67,8 +65,13 @@ def collect(before: Run, after: Run, folder: Path) -> Data:
     found = [stored(run) for run in runs]
     sides = [side_of(run, one) for run, one in zip(runs, found, strict=True)]
     made = compare(*sides, top=50)
-    views = [_views(run) for run in runs]
-    heat, no_heat = _heatmap(made, sides, views)
+    measured = [views_of(run, finished_stages(run)) for run in runs]
+    views = [one or {"missing": {}} for one, _, _ in measured]
+    reasons = dict.fromkeys(
+        f"{run.name}: {why}" for run, (_, why, _) in zip(runs, measured, strict=True) if why
+    )
+    unmeasured = " ".join(reasons) or "It was not measured of both runs."
+    heat, no_heat = _heatmap(made, sides, views, unmeasured)
     curves = [
         charts.curve(one, side.circuit.conditions.metric) for one, side in zip(views, sides, strict=True)
     ]
@@ -95,19 +98,10 @@ def collect(before: Run, after: Run, folder: Path) -> Data:
         "difference": heat,
         "missing": {
             "scatter": "The runs score nothing in common.",
-            "curves": NO_VIEWS.format(what="curve"),
+            "curves": unmeasured,
             "difference": no_heat,
         },
     }
-
-
-def _views(run: Run) -> Data:
-    """What was measured for the report; nothing where the run has none of it."""
-    stage = views_stage(finished_stages(run))
-    if stage is None:
-        return {"missing": {}}
-    found: Data = json.loads(stage.read(VIEWS))
-    return found
 
 
 def _link(run: Run, folder: Path) -> str | None:
@@ -202,7 +196,7 @@ def _six(value: float) -> float:
 
 
 def _heatmap(
-    made: Comparison, sides: Sequence[Side], views: Sequence[Mapping[str, Any]]
+    made: Comparison, sides: Sequence[Side], views: Sequence[Mapping[str, Any]], unmeasured: str
 ) -> tuple[Data | None, str]:
     """After less before, of each kind of effect that both measured; else why there is none."""
     metrics = {side.circuit.conditions.metric for side in sides}
@@ -224,7 +218,7 @@ def _heatmap(
         panels = [_of_scores(sides)]
     panels = [panel for panel in panels if panel["cells"]]
     if not panels:
-        return None, NO_VIEWS.format(what="effects")
+        return None, unmeasured
     cells = [cell for panel in panels for cell in panel["cells"]]
     return {
         "panels": panels,

@@ -8,9 +8,10 @@ from typing import Any
 
 from circuitfind.circuit.feature_graph import FeatureGraph
 from circuitfind.circuit.graph import Circuit
-from circuitfind.errors import CircuitfindError, RunError
+from circuitfind.errors import CircuitfindError
 from circuitfind.output.report import charts
 from circuitfind.output.report.circuit_graph import circuit_graph, feature_graph
+from circuitfind.output.report.measured import views_of
 from circuitfind.output.report.rows import prompt_rows
 from circuitfind.output.report.verdict import backups_verdict, circuit_verdict, feature_verdict
 from circuitfind.output.store import Run, Stage
@@ -23,9 +24,7 @@ from circuitfind.summary import (
     searched,
     stored,
     unfinished,
-    views_stage,
 )
-from circuitfind.views.report import FILE
 
 Data = dict[str, Any]
 
@@ -41,7 +40,6 @@ SECTIONS = (
     "tables",
     "manifest",
 )
-NO_VIEWS = "Not in this run, which has no views.json: give its discover command again to have it measured."
 OF_A_CIRCUIT = "This is measured of circuits; {what} has none."
 
 
@@ -66,13 +64,14 @@ def _of_circuit(run: Run) -> Data:
     """A run that ends in a circuit."""
     found, stages, manifest = stored(run), finished_stages(run), run.manifest
     circuit = found.circuit
-    views, why = _views(stages)
+    views, no_views, damaged = views_of(run, stages)
+    why = {} if views is None else views["missing"]
     words, problem = words_or_none(run)
     evaluation = _evaluation(stages)
     report, no_backups = _searched(run, stages)
     graph = circuit_graph(circuit, found.scores, words, views=views, evaluation=evaluation, backups=report)
     verdict = circuit_verdict(circuit, found.summary, stages, manifest)
-    verdict["warnings"] += [problem] if problem else []
+    verdict["warnings"] += [text for text in (problem, no_views if damaged else "") if text]
     inside = [str(node) for node in circuit.nodes]
     charted = views or {}
     units = [str(node) for node in circuit.units]
@@ -84,11 +83,11 @@ def _of_circuit(run: Run) -> Data:
         "patterns": charts.patterns(charted, circuit.roles),
         "backups": None if report is None else charts.backups(report),
         "units": _units(run, units, circuit, words),
-        "prompts": prompt_rows(_text(stages["prompts"]), views, circuit.conditions.metric),
+        "prompts": prompt_rows(_text(stages["prompts"]), views, circuit.conditions.metric, damaged=damaged),
         "missing": {
-            "heatmap": why.get("effects", NO_VIEWS),
-            "curve": why.get("curve", NO_VIEWS),
-            "patterns": why.get("patterns", NO_VIEWS),
+            "heatmap": why.get("effects", no_views),
+            "curve": why.get("curve", no_views),
+            "patterns": why.get("patterns", no_views),
             "backups": no_backups,
             "units": "The circuit has no neurons or features: find one with `--nodes heads,neurons` or `--nodes heads,features`.",
         },
@@ -153,22 +152,6 @@ def _of_backups(run: Run) -> Data:
         "missing": dict.fromkeys(("graph", "heatmap", "curve", "patterns", "units"), none)
         | {"prompts": "The run has no finished stage 'prompts'."},
     }
-
-
-def _views(stages: Mapping[str, Stage]) -> tuple[Data | None, Mapping[str, str]]:
-    """What the stage ``views`` wrote, and why parts of it are missing."""
-    stage = views_stage(stages)
-    if stage is None:
-        return None, {}
-    try:
-        data: Data = json.loads(stage.read(FILE))
-    except ValueError as error:
-        raise RunError(
-            f"cannot read {FILE}: {error}",
-            where=str(stage.files[FILE]),
-            hint="give the discover command with --force",
-        ) from error
-    return data, data.get("missing") or {}
 
 
 def _evaluation(stages: Mapping[str, Stage]) -> Data | None:

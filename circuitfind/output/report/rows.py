@@ -12,13 +12,16 @@ COLUMNS = ("pair", "clean", "corrupted", "answer", "wrong", "predicted", "right"
            "circuit_metric", "empty_metric", "template", "where", "outlier")  # fmt: skip
 
 
-def prompt_rows(text: str | None, views: Mapping[str, Any] | None, metric: str) -> dict[str, Any] | None:
+def prompt_rows(
+    text: str | None, views: Mapping[str, Any] | None, metric: str, *, damaged: bool = False
+) -> dict[str, Any] | None:
     """Rows with the columns that the run has.
 
     Args:
         text: Of ``prompts.jsonl``.
         views: As in ``views.json``, which knows more of each pair.
         metric: What the columns of metrics are of.
+        damaged: Whether there is a ``views.json`` that cannot be used.
 
     Returns:
         ``rows``, at most ``MOST``, of ``total``; ``columns`` that some row has; ``partial``: why columns are missing.
@@ -28,7 +31,8 @@ def prompt_rows(text: str | None, views: Mapping[str, Any] | None, metric: str) 
         rows, partial = [dict(row) for row in found], None
     elif text is not None:
         rows = list(_plain(text))
-        partial = "Answers and what the circuit does on each pair are not in this run: it has no views.json."
+        what = "its views.json cannot be used" if damaged else "it has no views.json"
+        partial = f"Answers and what the circuit does on each pair are not in this run: {what}."
     else:
         return None
     shown = rows[:MOST]

@@ -8,6 +8,7 @@ from typing import Any
 from circuitfind.circuit.counts import parts_in_words
 from circuitfind.circuit.feature_graph import FeatureGraph
 from circuitfind.circuit.graph import Circuit
+from circuitfind.evidence.certify import ENOUGH
 from circuitfind.output.report.command import reproduce
 from circuitfind.output.store import Stage
 
@@ -165,8 +166,13 @@ def _cautions(summary: Mapping[str, Any], evidence: Mapping[str, Any] | None) ->
         found.append(
             "Nothing was measured on new prompts or held against controls: run `circuitfind evaluate`."
         )
+        used = summary["prompts"]["used"]
+        if used < ENOUGH:
+            found.append(f"Only {used} prompts; {ENOUGH} are the least that a verdict rests on.")
     else:
-        found += [*evidence["notes"], *evidence.get("cautions", ())]
+        found += evidence["notes"]
+        # What it was not held against is told by the controls.
+        found += [text for text in evidence.get("cautions", ()) if not text.startswith("not held against")]
         found += [
             f"No better than {one['name']}: {one['what']}"
             for one in evidence["controls"]

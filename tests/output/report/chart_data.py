@@ -44,6 +44,7 @@ def views() -> dict[str, Any]:
             "nodes": NODES,
             "metric": "logit-diff",
             "ablation": "resample",
+            "n_prompts": 16,
             "full": 8.5,
             "empty": -7.25,
             "noising": column(NOISING),
@@ -54,6 +55,7 @@ def views() -> dict[str, Any]:
         },
         "curve": {
             "ablation": "resample",
+            "n_prompts": 16,
             "edges": [1, 10, 100, 2000],
             "connected": [0, 7, 100, 2000],
             "faithfulness": [bounds(0.0), bounds(0.4), bounds(1.1), bounds(1.0, 0.0)],
@@ -61,11 +63,17 @@ def views() -> dict[str, Any]:
             "random": {
                 "of": "rankings",
                 "count": 20,
+                "n_prompts": 8,
                 "mean": [0.0, 0.0, 0.01, 1.0],
                 "low": [0.0, -0.1, 0.0, 1.0],
                 "high": [0.0, 0.1, 0.2, 1.0],
             },
-            "circuit": {"edges": 17, "faithfulness": bounds(0.9), "completeness": bounds(0.02)},
+            "circuit": {
+                "edges": 17,
+                "n_prompts": 16,
+                "faithfulness": bounds(0.9),
+                "completeness": bounds(0.02),
+            },
         },
         "patterns": {
             "prompts": [

@@ -260,7 +260,7 @@ def test_units_show_contexts_and_tokens(shown: Opened) -> None:
     assert first.locator("mark").all_text_contents() == [" Mary", "and"]
     second = shown.page.locator('#units details[data-name="m0.n3"]')
     second.locator("summary").click()
-    assert "+1.50" in second.inner_text()
+    second.get_by_text("+1.50").wait_for()  # it is filled when it has opened
     assert "m1.n9" in shown.text("#units > .body > p:last-child")
 
 

@@ -35,7 +35,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory, scores: Scores) -> Path:
     covered = circuit.heads[0] if circuit.heads else circuit.nodes[1]
     circuit = replace(circuit, backups=(Backup(spare, "backup", (covered,), "logits", 0.4),))
     found = [{"value": v, "low": v - 0.1, "high": v + 0.1} for v in (0.1, 0.5, 0.9)]
-    curve = {"ablation": "resample", "edges": [5, 23, 100], "connected": [3, 20, 95], "faithfulness": found}
+    sizes = {"edges": [5, 23, 100], "connected": [3, 20, 95]}
+    curve = {"ablation": "resample", "n_prompts": 16, **sizes, "faithfulness": found}
     path = tmp_path_factory.mktemp("page") / "plain.html"
     return graph_page(path, circuit, scores, Words({str(covered): "the first one"}), views={"curve": curve})
 
@@ -110,7 +111,10 @@ def test_the_slider_says_what_was_measured_and_what_was_not(
         page = found.page
         page.focus("#edges-slider")
         page.evaluate("CF.shown.setSize(23)")
-        assert "Measured: faithfulness 0.500 [0.400, 0.600]" in found.text("#told")
+        assert (
+            "Measured: faithfulness 0.500 [0.400, 0.600] under resample ablation on 16 prompts"
+            in found.text("#told")
+        )
         page.keyboard.press("ArrowRight")
         assert page.evaluate("CF.shown.state.n") > 23
         assert "Not measured at this size; the nearest that was, 23 strongest edges" in found.text("#told")

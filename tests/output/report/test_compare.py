@@ -24,10 +24,8 @@ from circuitfind.output.report.sides import side_of
 from circuitfind.output.store import Run, Store
 from circuitfind.summary import stored
 from tests.browser import opened
-from tests.quick_run import quick_run
-from tests.sweeps import Swept, said, swept
-
-__all__ = ["swept"]
+from tests.finished import QuickRun
+from tests.sweeps import Swept, said
 
 EVIL = '<img src=x onerror="document.title=1"></script><script>document.title=2</script>'
 
@@ -40,7 +38,7 @@ def pair(swept: Swept) -> tuple[Run, Run]:
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
+def other(quick_run: QuickRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
     """A run with all that a report shows, and one like it with another circuit, other scores and other effects."""
     folder = tmp_path_factory.mktemp("other")
     first = quick_run(folder)

@@ -18,9 +18,7 @@ from circuitfind.output.report.sweep import sweep_page
 from circuitfind.output.store import Store
 from circuitfind.summary import stored
 from tests.browser import opened
-from tests.sweeps import Swept, said, swept
-
-__all__ = ["swept"]
+from tests.sweeps import Swept, said
 
 EVIL = '<img src=x onerror="document.title=1"></script><script>document.title=2</script>'
 

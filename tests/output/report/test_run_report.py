@@ -14,24 +14,25 @@ import pytest
 
 from circuitfind.circuit.feature_graph import FeatureGraph
 from circuitfind.names import parse_edge, parse_node
+from circuitfind.output.files import sha256
 from circuitfind.output.report.circuit_graph import feature_graph
 from circuitfind.output.report.data import SECTIONS
 from circuitfind.output.report.page import page
-from circuitfind.output.report.write import SCRIPTS, renew_report
+from circuitfind.output.report.write import SCRIPTS, renew_report, write_report
 from circuitfind.output.store import Store
 from circuitfind.output.words import Words
+from circuitfind.summary import Discovery
 from tests.browser import opened
 from tests.cli.helpers import Cli
+from tests.finished import QuickRun
 from tests.output.circuits import conditions, evaluation
 from tests.output.report.test_page import data_of
-from tests.quick_run import quick_run
-from tests.small_run import small_run
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(small_run: Discovery, tmp_path: Path) -> Path:
     """A run with backups and evidence and without views, to be changed; below ``outputs``."""
-    made = small_run().folder
+    made = small_run.folder
     return Path(shutil.copytree(made, tmp_path / "outputs" / made.name))
 
 
@@ -54,8 +55,8 @@ def without(folder: Path, *stages: str, **config: Any) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_discover_writes_its_report(browser: Any) -> None:
-    found = small_run()
+def test_discover_writes_its_report(browser: Any, small_run: Discovery) -> None:
+    found = small_run
     path = Path(found.summary["report"])
     assert path == found.folder / "report.html"
     assert path.stat().st_size < 2_000_000
@@ -89,7 +90,7 @@ def test_discover_writes_its_report(browser: Any) -> None:
         shown.fine()
 
 
-def test_a_run_with_views_shows_them(browser: Any, tmp_path: Path) -> None:
+def test_a_run_with_views_shows_them(browser: Any, quick_run: QuickRun, tmp_path: Path) -> None:
     path = quick_run(tmp_path) / "report.html"
     data = carried(path)
     assert set(data["missing"]) == {"backups", "units"}
@@ -114,8 +115,71 @@ def test_a_run_with_views_shows_them(browser: Any, tmp_path: Path) -> None:
         shown.fine()
 
 
-def test_the_command_makes_the_same_run(cli: Cli, tmp_path: Path) -> None:
-    for made in (small_run().folder, quick_run(tmp_path)):
+VIEWS = "views.json"
+
+
+def rewrite(folder: Path, text: str, *, known: bool) -> None:
+    """Another ``views.json``, which the manifest knows of or not."""
+    (folder / VIEWS).write_text(text, encoding="utf-8")
+    if known:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["stages"]["views"]["files"][VIEWS]["sha256"] = sha256(text.encode())
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("text", "known", "says"),
+    [
+        ("{}", False, "views.json is missing or was changed"),
+        ("{", True, "views.json cannot be read"),
+        ("[1]", True, "views.json cannot be read"),
+        (
+            '{"format": "circuitfind.views", "version": 99}',
+            True,
+            "of version 1 (found: circuitfind.views version 99)",
+        ),
+        ('{"format": "circuitfind.views", "version": 1}', True, "is incomplete"),
+    ],
+)
+def test_damaged_views_are_noted(
+    cli: Cli, quick_run: QuickRun, tmp_path: Path, text: str, known: bool, says: str
+) -> None:
+    folder = quick_run(tmp_path)
+    rewrite(folder, text, known=known)
+    cli.good("report", folder.name, "--outputs", folder.parent)
+    data = carried(folder / "report.html")
+    assert {"heatmap", "curve", "patterns"} <= set(data["missing"])
+    assert says in data["missing"]["curve"]
+    assert data["missing"]["curve"] in data["verdict"]["warnings"]
+    assert "its views.json cannot be used" in data["prompts"]["partial"]
+
+
+def test_prompts_that_a_curve_was_measured_on(browser: Any, quick_run: QuickRun, tmp_path: Path) -> None:
+    folder = quick_run(tmp_path)
+    with opened(browser, folder / "report.html") as shown:
+        assert "over 8 prompts under resample" in shown.text("#curve")
+        assert "in the verdict" not in shown.text("#curve")
+    views = json.loads((folder / VIEWS).read_text(encoding="utf-8"))
+    for part in (views["curve"], views["curve"]["random"], views["effects"]):
+        part["n_prompts"] = 4
+    views["curve"]["random"]["n_prompts"] = 2
+    rewrite(folder, json.dumps(views), known=True)
+    write_report(Store(folder.parent).find(folder.name))
+    with opened(browser, folder / "report.html") as shown:
+        told = shown.text("#curve")
+        assert "over 4 prompts under resample" in told
+        assert "(random ones: over 2 prompts)" in told
+        assert "The faithfulness in the verdict is over 8 prompts." in told
+        assert "Means over 4 prompts." in shown.text("#heatmap")
+        shown.page.evaluate("CF.shown.setSize(3)")
+        assert "on 4 prompts" in shown.text("#told")
+        shown.fine()
+
+
+def test_the_command_makes_the_same_run(
+    cli: Cli, small_run: Discovery, quick_run: QuickRun, tmp_path: Path
+) -> None:
+    for made in (small_run.folder, quick_run(tmp_path)):
         words = shlex.split(carried(made / "report.html")["verdict"]["command"])
         assert words[:2] == ["circuitfind", "discover"]
         plan = cli.good(*words[1:], "--no-views", "--dry-run", "--json", "--outputs", made.parent).json
@@ -145,7 +209,9 @@ def test_a_report_that_cannot_be_written_ends_no_run(folder: Path) -> None:
     notes: list[str] = []
     (folder / "pruned.json").write_text("{}")
     assert renew_report(Store(folder.parent).find(folder.name), notes.append) is None
-    assert notes == ["no report written: the run has no finished stage 'circuit' (it is finished)"]
+    assert notes == [
+        "no report written: the run has no finished stage 'circuit' (a file of it is missing or was changed)"
+    ]
 
 
 def test_a_fault_in_a_report_ends_no_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@
     put('prompts', (s) => `${s.prompts.used} used, accuracy ${percent(s.prompts.accuracy)}`);
     put('cost', (s) => `${number(s.cost.seconds, 1)} s, ${s.cost.forward_passes} forward and ${s.cost.backward_passes} backward passes`);
     put('status', (s) => (s.status === 'finished' ? '' : s.status));
-    put('make it again', (s) => el('code', {}, s.command));
+    put('make it again', (s) => el('code', {}, CF.words(s.command)));
     root.append(el('table', { class: 'cmp', id: 'verdict-table' },
       el('thead', {}, el('tr', {}, el('th', { scope: 'col' }, ''), titles().map((t) => el('th', { scope: 'col' }, t)))),
       el('tbody', {}, rows.map(([title, cells]) => el('tr', {}, el('th', { scope: 'row' }, title), cells.map((cell) => el('td', {}, cell)))))));

@@ -122,7 +122,7 @@
       }
     });
     const ablations = sides.map((side) => side.ablation);
-    root.append(el('p', {}, 'Circuits of the strongest edges by |score| with 95 % intervals; diamonds are the circuits of the runs. ', ablations[0] === ablations[1] ? `Under ${ablations[0]} ablation.` : el('strong', { class: 'warn' }, `Before under ${ablations[0]} ablation, after under ${ablations[1]}: not the same measure.`)),
+    root.append(el('p', {}, 'Circuits of the strongest edges by |score| with 95 % intervals; diamonds are the circuits of the runs. ', `Measured on ${[...new Set(sides.map((side) => side.n_prompts))].join(' and on ')} prompts. `, ablations[0] === ablations[1] ? `Under ${ablations[0]} ablation.` : el('strong', { class: 'warn' }, `Before under ${ablations[0]} ablation, after under ${ablations[1]}: not the same measure.`)),
       el('div', { class: 'bar' }, el('span', { class: 'fate-lost' }, '- - before'), el('span', { class: 'fate-gained' }, '— after')),
       svg('svg', { class: 'cc wide', viewBox: `0 0 ${W} ${H}`, role: 'group', 'aria-label': 'faithfulness by the number of edges, before and after' }, parts));
   });

@@ -41,6 +41,12 @@ const CF = (() => {
   const percent = (x, digits = 1) => (absent(x) ? '–' : number(100 * x, digits) + ' %');
   const count = (n, one, many) => `${n.toLocaleString('en')} ${n === 1 ? one : many || one + 's'}`;
 
+  /* Where something was measured on other prompts than the faithfulness on top of the page. */
+  const besides = (n) => {
+    const [first] = (CF.data.verdict && CF.data.verdict.evaluations) || [];
+    return first && first.n_prompts !== n ? ` The faithfulness in the verdict is over ${count(first.n_prompts, 'prompt')}.` : '';
+  };
+
   /* A colour centred at zero: the card's own at 0, the sign's at ±max. Blue and vermilion, light and dark alike. */
   const diverging = (value, max) => {
     if (absent(value)) return 'var(--line)';
@@ -106,6 +112,11 @@ const CF = (() => {
     link.remove();
     setTimeout(() => URL.revokeObjectURL(url), 10000);
   };
+  /* A command whose words are not broken at their hyphens. */
+  const words = (text) => text.split(/( +)/).map((word) => (word.trim() === '' ? word : el('span', { class: 'word' }, word)));
+  /* A text with code between backticks. */
+  const prose = (text) => text.split('`').map((part, i) => (i % 2 ? el('code', {}, part) : part));
+
   const copyButton = (text, title = 'copy') => {
     const said = (words) => {
       button.textContent = words;
@@ -158,7 +169,7 @@ const CF = (() => {
         el('h2', { id: `${id}-title` }, title), root));
       if (nav) nav.append(el('a', { href: `#${id}`, class: there ? null : 'muted' }, SHORT[id] || title));
       if (!there) {
-        root.append(el('p', { class: 'muted' }, (CF.data.missing || {})[id] || 'This run holds nothing of the kind.'));
+        root.append(el('p', { class: 'muted' }, CF.prose((CF.data.missing || {})[id] || 'This run holds nothing of the kind.')));
         continue;
       }
       try {
@@ -176,8 +187,8 @@ const CF = (() => {
 
   return {
     data: JSON.parse(document.getElementById('data').textContent), selected: null,
-    section, el, svg, number, signed, short, interval, percent, count, diverging, tip, hideTip, on, emit, select,
-    download, copyButton, start,
+    section, el, svg, number, signed, short, interval, percent, count, besides, diverging, tip, hideTip, on, emit, select,
+    download, words, prose, copyButton, start,
   };
 })();
 

@@ -185,7 +185,7 @@
     const sizeMeasured = () => {
       const found = CF.measured(graph.curve, state.n);
       if (!found) return 'Faithfulness was not measured along this ranking.';
-      const value = `faithfulness ${CF.interval(found.faithfulness)} under ${graph.curve.ablation} ablation`;
+      const value = `faithfulness ${CF.interval(found.faithfulness)} under ${graph.curve.ablation} ablation on ${CF.count(graph.curve.n_prompts, 'prompt')}`;
       return found.exact ? `Measured: ${value}.`
         : `Not measured at this size; the nearest that was, ${found.edges.toLocaleString('en')} strongest edges `
           + `(${found.connected.toLocaleString('en')} connected), has ${value}.`;

@@ -4,19 +4,21 @@
   const { el, number, diverging, tip } = CF;
 
   document.head.append(el('style', {}, `
-    .hm { display: flex; flex-wrap: wrap; gap: 1rem; }
+    .hm { display: flex; flex-wrap: wrap; gap: 1rem 0.9rem; }
     .hm figure { margin: 0; min-width: 0; max-width: 100%; }
-    .hm figcaption { margin-bottom: 0.3rem; max-width: 22rem; }
-    .hm figure > p { max-width: 22rem; }
-    .hm-others { max-height: 11rem; overflow: auto; max-width: 22rem; }
+    .hm figcaption { margin-bottom: 0.3rem; max-width: 20rem; }
+    .hm figure > p { max-width: 20rem; }
+    .hm-others { max-height: 11rem; overflow: auto; max-width: 20rem; }
     .hm .hm-others table { border-spacing: 0; font-size: 0.8rem; line-height: 1.3; } .hm .hm-others td { border: 0; min-width: 0; height: auto; padding: 0.05rem 0.6rem 0.05rem 0; cursor: default; text-align: right; }
     .hm .hm-others td:first-child { text-align: left; }
+    .hm-others button { max-width: 10rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; vertical-align: bottom; }
     .hm .fit { overflow-x: auto; padding: 3px; }
     .hm table { width: auto; border-collapse: separate; border-spacing: 2px; font-size: 0.7rem; line-height: 1; }
     .hm th { position: static; border: 0; padding: 0 0.3rem; font-weight: 400; color: var(--muted); text-align: center; background: none; }
     .hm thead th { max-width: var(--cell); padding: 0 0 0.25rem; white-space: nowrap; overflow-wrap: normal; }
+    .hm td[role] { font-size: 0.64rem; letter-spacing: -0.02em; }
     .hm table.dense { border-spacing: 1px; margin-right: 12px; }
-    .hm tbody th { text-align: right; vertical-align: middle; white-space: nowrap; }
+    .hm tbody th { padding: 0 0.2rem 0 0; text-align: right; vertical-align: middle; white-space: nowrap; }
     .hm tbody tr:hover { background: none; }
     .hm td { border: 1px solid var(--line); border-radius: 2px; padding: 0; min-width: var(--cell); height: var(--cell); text-align: center;
       vertical-align: middle; cursor: pointer; font-variant-numeric: tabular-nums; white-space: nowrap; overflow-wrap: normal; }
@@ -77,7 +79,7 @@
     if (data.mlps && data.heads) heads.splice(-1, 0, el('td', { class: 'gap', 'aria-hidden': 'true' }));
     const table = el('table', {
       role: 'grid', class: columns.length > 24 ? 'dense' : null, 'aria-label': `${panel.title}: ${panel.meaning}. Arrow keys move, Enter selects.`,
-      style: { '--cell': wide ? '2rem' : columns.length <= 24 ? '1.35rem' : '0.85rem' },
+      style: { '--cell': wide ? '1.75rem' : columns.length <= 24 ? '1.35rem' : '0.85rem' },
     }, el('thead', {}, el('tr', { role: 'row' }, el('td', { class: 'gap', 'aria-hidden': 'true' }), heads)), el('tbody', {}, body));
 
     const first = places.flat().find((box) => box.dataset.node);
@@ -125,7 +127,7 @@
   const others = (panel) => [
     panel.others.length === 0 ? null : [el('div', { class: 'muted', style: { 'font-size': '0.85rem', 'margin-top': '0.5rem' } }, 'Outside the grid:'), el('div', { class: 'hm-others', tabindex: panel.others.length > 6 ? 0 : null, role: 'group', 'aria-label': `${panel.title} outside the grid` },
       el('table', {}, el('tbody', {}, panel.others.map((row) => el('tr', {},
-        el('td', {}, el('button', { type: 'button', class: 'small mono', 'data-node': row.node, onclick: () => CF.select(row.node) }, row.node)),
+        el('td', {}, el('button', { type: 'button', class: 'small mono', title: row.node, 'data-node': row.node, onclick: () => CF.select(row.node) }, row.node)),
         el('td', { class: 'num' }, signed(row.value, digits(row.value))), el('td', { class: 'num muted' }, `[${ends(row, digits(row.value))}]`))))))],
     panel.rest === null ? null : el('p', { class: 'muted' }, `What biases write, and what is not linear: ${signed(panel.rest, digits(panel.rest))} ${panel.metric}.`),
   ];
@@ -145,7 +147,7 @@
     const box = el('input', { type: 'checkbox', checked: true, onchange: (event) => { together = event.target.checked; draw(); mark(CF.selected); } });
     const full = `The full model's ${data.metric} is ${number(data.full, 2)}${data.empty === null ? '' : `, the empty circuit's ${number(data.empty, 2)} (${data.ablation} ablation)`}.`;
     root.append(
-      el('p', {}, 'Means over prompts. ', full),
+      el('p', {}, `Means over ${CF.count(data.n_prompts, 'prompt')}. `, full, CF.besides(data.n_prompts)),
       el('div', { class: 'bar' }, el('span', {}, el('span', { class: 'hm-key', 'aria-hidden': 'true' }), ' in the circuit'),
         data.panels.length > 1 ? el('label', {}, box, new Set(data.panels.map((panel) => panel.metric)).size > 1 ? ' one scale for each unit' : ' one scale for all') : null,
         el('span', { class: 'muted' }, 'Click a cell, or move with the arrow keys and press Enter, to select it in the graph.')),

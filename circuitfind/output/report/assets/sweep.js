@@ -24,7 +24,7 @@
     const told = Object.entries(data.counts).filter(([, n]) => n).map(([state, n]) => `${n} ${WORDS[state]}`);
     root.append(el('p', {}, `${count(data.total, 'run')}: ${told.join(', ')}.`));
     root.append(el('p', { class: 'muted' }, 'The same as data: ', el('a', { href: 'sweep.csv' }, 'sweep.csv'), ', ', el('a', { href: 'sweep.json' }, 'sweep.json'), '. Go on, or run it again:'));
-    root.append(el('pre', {}, data.command));
+    root.append(el('pre', {}, CF.words(data.command)));
   });
 
   CF.section('table', 'Runs', (root, cells) => {

@@ -21,7 +21,7 @@
   };
   const marks = (x) => svg('svg', { viewBox: `0 0 ${WIDTH} 16`, class: 'interval', 'aria-hidden': 'true' },
     [[0, 'empty 0'], [1, 'model 1']].map(([at, words]) =>
-    svg('text', { x: Math.max(22, Math.min(WIDTH - 24, x(at))), y: 12, 'text-anchor': 'middle', fill: 'var(--muted)', 'font-size': 11 }, words)));
+    svg('text', { x: Math.max(24, Math.min(WIDTH - 26, x(at))), y: 12, 'text-anchor': 'middle', fill: 'var(--muted)', 'font-size': 11, 'font-weight': 400 }, words)));
 
   const faithfulness = (data) => {
     const rows = [...data.evaluations, ...data.held_out];
@@ -97,9 +97,9 @@
       facts(data));
     for (const part of [faithfulness(data), certificate(data)]) if (part) root.append(part);
     if (data.warnings.length) {
-      root.append(el('h3', null, 'Beware'), el('ul', { class: 'warn', id: 'warnings' }, data.warnings.map((text) => el('li', null, text))));
+      root.append(el('h3', null, 'Beware'), el('ul', { class: 'warn', id: 'warnings' }, data.warnings.map((text) => el('li', null, CF.prose(text)))));
     }
     root.append(el('h3', null, 'Make it again'),
-      el('div', { class: 'command' }, el('pre', { id: 'command' }, data.command), CF.copyButton(data.command)));
+      el('div', { class: 'command' }, el('pre', { id: 'command' }, CF.words(data.command)), CF.copyButton(data.command)));
   });
 })();
