@@ -217,6 +217,7 @@ def test_memory_changes_no_key(spec: TaskSpec) -> None:
     assert stage_keys(Session(spec, settings, memory=10**6)) == stage_keys(Session(spec, settings))
 
 
+@pytest.mark.slow
 def test_little_memory_gives_the_same_circuit(spec: TaskSpec) -> None:
     settings = resolve(spec, count=8)
     one = discover_task(spec, settings, formats=(), outputs="one")

@@ -90,7 +90,11 @@ def read_yaml(path: Path, kind: str = "task file") -> tuple[dict[str, Any], Sour
     Raises:
         TaskError: no such file, broken YAML, a key given twice, or a word that YAML takes for a boolean.
     """
-    text = read_text(path, kind)
+    return parse_yaml(read_text(path, kind), path, kind)
+
+
+def parse_yaml(text: str, path: Path, kind: str) -> tuple[dict[str, Any], Source]:
+    """The same of a text that stands in a file."""
     try:
         loader = yaml.SafeLoader(text)  # it builds plain data only
         node = loader.get_single_node()

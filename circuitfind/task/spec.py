@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +31,7 @@ from circuitfind.task.checks import END, find_problems
 from circuitfind.task.findings import Expect, ExpectList, Known, KnownList
 from circuitfind.task.part import Part, Text
 from circuitfind.task.parts import DEFAULT_COUNTERFACTUAL, Position, PositionName, Prompts
-from circuitfind.task.source import Source, explain, read_yaml
+from circuitfind.task.source import Source, explain, parse_yaml, read_text
 from circuitfind.task.starter import STARTER
 
 TASKS_VARIABLE = "CIRCUITFIND_TASKS"
@@ -39,6 +40,7 @@ TASKS_VARIABLE = "CIRCUITFIND_TASKS"
 MetricName = Literal["logit-diff", "prob-diff", "log-prob", "kl", "accuracy"]
 MeanOver = Literal["clean", "corrupted", "both"]
 SUFFIXES = (".yaml", ".yml")
+KIND = "task file"
 
 
 class TaskSpec(Shown, Part):
@@ -182,7 +184,12 @@ def load_task(name_or_path: str | Path, search: Sequence[Path] | None = None) ->
             f"no task file at '{text}'",
             hint=f"there is a task of that name: write '{path.stem}', without {path.suffix}",
         )
-    data, source = read_yaml(path)
+    return _spec_of(path, read_text(path, KIND))
+
+
+@lru_cache(maxsize=128)  # controls, checks and sweeps look through all tasks, over and over
+def _spec_of(path: Path, text: str) -> TaskSpec:
+    data, source = parse_yaml(text, path, KIND)
     known: dict[int, list[str]] = {}
     try:
         spec = TaskSpec.model_validate(data, context=known)

@@ -494,6 +494,11 @@ def _interrupted(process: subprocess.Popen[str]) -> tuple[str, str]:
     return process.communicate(timeout=60)
 
 
+def _heeds_ctrl_c() -> None:
+    """What a shell starts in the background is deaf to Ctrl-C, and so are its children: these tests too, where CI does that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_of_a_process(cli: Cli) -> None:
     path = written(cli, GOOD.replace("or-gate", "ioi-planted").replace("count: 8", "count: 1000"))
     words = ["discover", str(path), "--method", "activation-patching", "--faithfulness", "0.9999"]
@@ -504,6 +509,7 @@ def test_ctrl_c_of_a_process(cli: Cli) -> None:
         text=True,
         cwd=cli.folder,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        preexec_fn=_heeds_ctrl_c,
     )
     assert process.stderr is not None
     first = process.stderr.readline()

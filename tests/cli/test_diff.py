@@ -21,7 +21,7 @@ PLAIN = ("--no-backups", "--controls", "none", "-q")
 # --- two fine-tunes that differ in one behaviour ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", ["a1.h4", "m2"])
+@pytest.mark.parametrize("part", [pytest.param("a1.h4", marks=pytest.mark.slow), "m2"])
 def test_edges_of_the_trained_part_come_first(cli: Cli, part: str) -> None:
     for target in (8.0, 25.0):
         circuitfind.discover(

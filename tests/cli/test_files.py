@@ -194,7 +194,7 @@ def test_completion_script(cli: Cli, shell: str) -> None:
     ("words", "incomplete", "wanted"),
     [
         ([], "", set(COMMANDS)),
-        ([], "re", {"render"}),
+        ([], "re", {"render", "report"}),
         (["discover"], "or", {"or-gate"}),
         (["discover", "or-gate", "--model"], "planted/o", {"planted/or-gate"}),
         (["discover", "or-gate"], "--faith", {"--faithfulness"}),

@@ -117,6 +117,7 @@ def test_a_run_is_of_both_models(cli: Cli, toy: Toy, other: Path) -> None:
         "prompts": "reused",
         "scores": "finished",
         "circuit": "finished",
+        "views": "finished",
         "pictures": "finished",
     }
     assert set(cli.states(cli.good("discover", task, "--method", "eap", "--model-b", other)).values()) == {

@@ -43,7 +43,15 @@ def test_from_end_to_end(cli: Cli, toy: Toy, saes: Path) -> None:
     assert cli.states(found) == {"prompts": "finished", "features": "finished", "pictures": "finished"}
     folder = cli.run_folder()
     names = {path.name for path in folder.iterdir()}
-    assert names == {"manifest.json", "prompts.jsonl", "graph.json", "scores.json", "graph.dot", "graph.svg"}
+    assert names == {
+        "manifest.json",
+        "prompts.jsonl",
+        "graph.json",
+        "scores.json",
+        "graph.dot",
+        "graph.svg",
+        "report.html",
+    }
     graph = FeatureGraph.load(folder / "graph.json")
     assert graph.conditions.task == "toy"
     assert graph.evaluations[0].faithfulness.value >= 0.9

@@ -98,7 +98,7 @@ def test_positions_that_were_not_kept_apart(cli: Cli, task: Path) -> None:
 def test_precision(cli: Cli, task: Path) -> None:
     found = cli.good("discover", task, "--method", "eap", "--precision", "bf16")
     assert "note: scored in bf16, not in fp32: " in found.err
-    line = lines_of(found.out)["precision"]
+    line = lines_of(cli.good("show").out)["precision"]
     assert line.startswith("bf16: on 8 pairs ")
     assert line.endswith("faithfulness is measured in fp32")
     again = cli.good("discover", task, "--method", "eap", "--precision", "bf16")

@@ -30,6 +30,7 @@ def test_exact_intervals_of_a_share(hits: int, total: int) -> None:
         assert found.high == 1
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_share_covers_it() -> None:
     rng, inside = np.random.default_rng(0), 0
     for _ in range(400):
