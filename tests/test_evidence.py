@@ -153,6 +153,7 @@ def test_the_full_circuit_is_not_certified(found: Discovery, session: Session) -
     assert any("random circuits" in one for one in verdict.reasons)
 
 
+@pytest.mark.slow
 def test_random_circuits_and_those_of_other_tasks_are_refused(found: Discovery, session: Session) -> None:
     anatomy, conditions = found.circuit.anatomy, found.circuit.conditions
     rng = np.random.default_rng(0)

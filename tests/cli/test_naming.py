@@ -235,6 +235,7 @@ def test_labels_are_set_listed_and_removed(cli: Cli, found: str) -> None:
     cli.fails(2, "label", found, "a0.h1", "--remove", says=["'a0.h1' has no label"])
 
 
+@pytest.mark.slow
 def test_other_runs_of_the_model_show_a_label_and_other_models_do_not(
     cli: Cli, found: str, model: Path, tmp_path: Path
 ) -> None:

@@ -106,6 +106,7 @@ def test_precision(cli: Cli, task: Path) -> None:
     assert cli.states(again)["scores"] == "reused"
 
 
+@pytest.mark.slow
 def test_memory_is_planned_and_shared_out(cli: Cli, task: Path) -> None:
     plan = cli.good("discover", task, "--dry-run", "--memory", "200KB", "--json").json["memory"]
     assert plan["budget"] == 200_000

@@ -84,6 +84,7 @@ def test_means_are_over_prompts_and_positions(family: str) -> None:
     assert float(spread.input[0, 0]) == pytest.approx(np.sqrt(first.var(0).mean()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_optimum_of_a_writer_that_logits_are_linear_in() -> None:
     """The last MLP of a model without norms: the divergence is convex in its constant, and at the least one the mean
     distribution seen through the unembedding is that of the untouched model.
