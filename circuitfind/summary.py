@@ -22,6 +22,9 @@ from circuitfind.output.store import Run, Stage, Store
 from circuitfind.shown import Shown
 from circuitfind.views.report import FILE
 
+REPORT = "report.html"
+"""A run's report, in its folder (output/report/)."""
+
 
 def strongest(scores: Scores, count: int) -> dict[str, list[dict[str, Any]]]:
     """The strongest of all nodes or edges (``top``), with whatever else the method says of each; and of the inputs of
@@ -103,11 +106,16 @@ def _backups(circuit: Circuit, stage: Stage) -> dict[str, Any]:
     }
 
 
+def of_now(stages: Mapping[str, Stage], *names: str) -> list[Stage]:
+    """Those of some stages that are of the circuit as it is now."""
+    last = stages.get("backups") or stages.get("circuit")
+    found = (stages.get(name) for name in names)
+    return [s for s in found if s is not None and last is not None and s.facts["of"] == last.key]
+
+
 def evidence_stages(stages: Mapping[str, Stage]) -> list[Stage]:
     """The evidence on the circuit as it is now: what ``evaluate`` gathered, then what ``discover`` did."""
-    last = stages.get("backups") or stages.get("circuit")
-    found = (stages.get(name) for name in ("evaluation", "evidence"))
-    return [s for s in found if s is not None and last is not None and s.facts["of"] == last.key]
+    return of_now(stages, "evaluation", "evidence")
 
 
 def _evidence(stages: Mapping[str, Stage]) -> dict[str, Any] | None:
@@ -130,8 +138,7 @@ def _evidence(stages: Mapping[str, Stage]) -> dict[str, Any] | None:
 
 def views_stage(stages: Mapping[str, Stage]) -> Stage | None:
     """The views of the circuit as it is now."""
-    last, found = stages.get("backups") or stages.get("circuit"), stages.get("views")
-    return found if found is not None and last is not None and found.facts["of"] == last.key else None
+    return next(iter(of_now(stages, "views")), None)
 
 
 def _views(stages: Mapping[str, Stage]) -> dict[str, Any] | None:
@@ -197,7 +204,7 @@ def summarise(
 
 def report_file(folder: Path) -> str | None:
     """Where a run's report is, if it has been written."""
-    path = folder / "report.html"
+    path = folder / REPORT
     return str(path) if path.is_file() else None
 
 

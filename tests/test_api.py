@@ -19,7 +19,7 @@ import circuitfind
 from circuitfind.cli import run
 from circuitfind.evidence.report import Evidence
 from circuitfind.output.exports import FORMS
-from circuitfind.output.report.write import FILE
+from circuitfind.summary import REPORT as FILE
 from circuitfind.summary import Discovery
 
 TASK = """\

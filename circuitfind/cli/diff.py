@@ -12,14 +12,12 @@ import click
 
 from circuitfind.cli.common import Screen, common_options, number, table
 from circuitfind.cli.lines import interval, print_line, shortened
-from circuitfind.cli.options import complete_runs, outputs_option
+from circuitfind.cli.options import PICTURES, complete_runs, outputs_option
 from circuitfind.errors import CheckDiffers, UsageError
 
 if TYPE_CHECKING:
     from circuitfind.circuit.changes import Agreement, Change, Changes
     from circuitfind.circuit.compare import Comparison, Side
-
-PICTURES = ("svg", "png", "pdf", "dot")
 
 
 @click.command()

@@ -167,9 +167,11 @@ def warnings(summary: Any) -> Iterator[str]:
 
 
 def _files(summary: Any, folder: Path) -> Iterator[tuple[str, str]]:
-    report = folder / "report.html"
-    if report.is_file():
-        yield "report", str(report)
+    from circuitfind.summary import report_file
+
+    report = report_file(folder)
+    if report is not None:
+        yield "report", report
     for path in summary["pictures"]:
         yield "picture", path
 

@@ -56,6 +56,10 @@ def model_option(default: str = "the task's") -> Callable[[F], F]:
     )
 
 
+PICTURES = ("svg", "png", "pdf", "dot")
+"""What a circuit is drawn as; DOT without Graphviz too."""
+
+
 def format_option(*formats: str) -> Callable[[F], F]:
     """Add --format, with SVG as its default."""
     return click.option(

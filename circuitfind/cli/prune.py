@@ -10,14 +10,12 @@ import click
 
 from circuitfind.cli.common import Screen, common_options, number, share
 from circuitfind.cli.lines import interval, print_line, print_title
-from circuitfind.cli.options import complete_runs, outputs_option
+from circuitfind.cli.options import PICTURES, complete_runs, outputs_option
 from circuitfind.errors import UsageError
 
 if TYPE_CHECKING:
     from circuitfind.given import Given
     from circuitfind.prune_runs import Pruned
-
-PICTURES = ("svg", "png", "pdf", "dot")
 
 
 @click.command()

@@ -10,7 +10,7 @@ import click
 
 from circuitfind.cli.common import Screen, common_options, table
 from circuitfind.cli.lines import print_line
-from circuitfind.cli.options import complete_runs, format_option, outputs_option
+from circuitfind.cli.options import PICTURES, complete_runs, format_option, outputs_option
 from circuitfind.config import DEFAULT_METHOD
 from circuitfind.errors import UsageError
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 TEN = 10
 THINGS = ("tasks", "models", "methods", "runs")
-PICTURES = ("svg", "png", "pdf", "dot")
 
 
 @click.command()

@@ -46,8 +46,9 @@ def view(
     circuitfind view
     circuitfind view ioi-mini-1a2b --no-open --port 8800
     """
-    from circuitfind.output.report.serve import INDEX, REPORT, Server
+    from circuitfind.output.report.serve import INDEX, Server
     from circuitfind.output.store import Store
+    from circuitfind.summary import REPORT
 
     if run is not None and everything:
         raise UsageError("--all shows every run", hint="leave out the run, or --all")

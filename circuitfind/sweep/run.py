@@ -14,6 +14,7 @@ from circuitfind.output.files import make_folder, write_atomic
 from circuitfind.output.store import slug
 from circuitfind.pipeline import discover_task
 from circuitfind.session import Reporter, Silent
+from circuitfind.summary import report_file
 from circuitfind.sweep.cells import Cell, Sweep
 from circuitfind.sweep.outcome import FILE, Outcome, Results, State, earlier, of_summary
 
@@ -153,7 +154,7 @@ def _run(cell: Cell, place: Place, lender: Lender, reporter: Reporter) -> Outcom
     try:
         summary = _discover(cell, place, lender, heard)
         told = of_summary(cell, summary)
-        told["report"] = (Path(summary["folder"]) / "report.html").is_file()
+        told["report"] = report_file(Path(summary["folder"])) is not None
         state = "finished" if heard.worked else "reused"
     except (CircuitfindError, NoModel) as error:
         told = refusal(error)

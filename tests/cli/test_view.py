@@ -19,8 +19,9 @@ import pytest
 from circuitfind.cli import run as run_command
 from circuitfind.errors import UsageError
 from circuitfind.output.report.fresh import is_fresh
-from circuitfind.output.report.serve import ADDRESS, INDEX, REPORT, Server, Shelf
+from circuitfind.output.report.serve import ADDRESS, INDEX, Server, Shelf
 from circuitfind.output.store import Store
+from circuitfind.summary import REPORT
 from tests.cli.helpers import Cli
 from tests.sweeps import Swept
 

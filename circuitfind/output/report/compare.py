@@ -21,10 +21,9 @@ from circuitfind.output.report.measured import views_of
 from circuitfind.output.report.page import page
 from circuitfind.output.report.sides import side_of
 from circuitfind.output.report.verdict import circuit_verdict
-from circuitfind.output.report.write import FILE as REPORT
 from circuitfind.output.store import Run
 from circuitfind.output.words import words_or_none
-from circuitfind.summary import Found, finished_stages, stored
+from circuitfind.summary import REPORT, Found, finished_stages, stored
 
 SCRIPTS = ("tables.js", "panel.js", "layout.js", "draw.js", "compare.js", "compare_charts.js")
 POINTS = 3000

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from circuitfind.output.labels import FILE as LABELS
 from circuitfind.output.report.page import ASSETS
-from circuitfind.output.report.write import FILE, write_report
+from circuitfind.output.report.write import write_report
 from circuitfind.output.run import LOCK
 from circuitfind.output.store import Run
+from circuitfind.summary import REPORT
 
 
 def report_of(run: Run) -> Path:
     """Where it is."""
-    return run.path / FILE
+    return run.path / REPORT
 
 
 def is_fresh(run: Run) -> bool:

@@ -11,9 +11,9 @@ from urllib.parse import quote
 from circuitfind.circuit.json_form import finite
 from circuitfind.output.files import write_atomic
 from circuitfind.output.report.page import page
-from circuitfind.output.report.write import FILE as REPORT
 from circuitfind.output.run import MANIFEST
 from circuitfind.output.store import RunInfo, Store
+from circuitfind.summary import REPORT
 
 FILE = "index.html"
 SWEEP = "sweep.json"

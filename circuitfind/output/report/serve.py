@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from circuitfind.errors import CircuitfindError, UsageError
 from circuitfind.output.run import MANIFEST
+from circuitfind.summary import REPORT
 
 ADDRESS = "127.0.0.1"
 NAMES = (ADDRESS, "localhost")
@@ -42,7 +43,7 @@ TYPES: Mapping[str, str] = {
 """What is served, and as what; nothing else is."""
 
 SWEEP = "sweep.json"
-INDEX, REPORT = "index.html", "report.html"
+INDEX = "index.html"
 WAIT = 30
 """Seconds that a browser may take over its request."""
 

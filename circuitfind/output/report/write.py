@@ -10,8 +10,7 @@ from circuitfind.output.files import write_atomic
 from circuitfind.output.report.data import collect
 from circuitfind.output.report.page import page
 from circuitfind.output.store import Run
-
-FILE = "report.html"
+from circuitfind.summary import REPORT
 
 SCRIPTS = (
     "tables.js",
@@ -50,7 +49,7 @@ def write_report(run: Run, path: Path | None = None) -> Path:
         RunError: The run has found nothing yet, its files were changed, or the disk is full.
         UsageError: The folder cannot be written to.
     """
-    return write_atomic(path or run.path / FILE, report_page(run))
+    return write_atomic(path or run.path / REPORT, report_page(run))
 
 
 def renew_report(run: Run, note: Callable[[str], None]) -> Path | None:
