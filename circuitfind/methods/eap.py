@@ -62,7 +62,4 @@ class EAP:
             UnsupportedError: As for ``passes``.
             RunError: The edges of a node do not sum to the node.
         """
-        passes = self.passes(runs, ablation=ablation, direction=direction)
-        return edge_scores(
-            runs, self.name, passes, ablation=ablation, direction=direction, positions=positions
-        )
+        return edge_scores(runs, self, ablation=ablation, direction=direction, positions=positions)

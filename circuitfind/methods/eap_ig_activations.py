@@ -140,7 +140,4 @@ class EAPIGActivations:
         Raises:
             UnsupportedError: As for ``passes``.
         """
-        passes = self.passes(runs, ablation=ablation, direction=direction)
-        return edge_scores(
-            runs, self.name, passes, ablation=ablation, direction=direction, positions=positions
-        )
+        return edge_scores(runs, self, ablation=ablation, direction=direction, positions=positions)

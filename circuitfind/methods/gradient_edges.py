@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -14,8 +14,10 @@ from torch import Tensor
 from circuitfind.circuit.scores import Scores
 from circuitfind.config import Ablation, Direction, Positions
 from circuitfind.errors import RunError, UnsupportedError
+from circuitfind.methods.base import Cost
 from circuitfind.methods.contraction import Attribution, ReaderGradients, attribute
 from circuitfind.methods.positions import group_positions, merged
+from circuitfind.model.anatomy import Anatomy
 from circuitfind.model.contrast import Contrast
 from circuitfind.model.forward import Trace
 from circuitfind.model.rules import PLAIN, Rules
@@ -53,6 +55,11 @@ class Passes:
 class GradientMethod(Protocol):
     """A method whose scores are the mean over prompts of what some backward passes give for each."""
 
+    @property
+    def name(self) -> str: ...
+
+    def cost(self, anatomy: Anatomy) -> Cost: ...
+
     def passes(self, runs: Runs, *, ablation: Ablation, direction: Direction) -> Passes:
         """What it takes; refuses what the method refuses."""
         ...
@@ -81,8 +88,7 @@ def needs_corrupted_run(direction: Direction, ablation: Ablation) -> None:
 
 def edge_scores(
     runs: Runs,
-    name: str,
-    passes: Passes,
+    method: GradientMethod,
     *,
     ablation: Ablation,
     direction: Direction,
@@ -92,20 +98,26 @@ def edge_scores(
 
     Args:
         runs: The prompts.
-        name: The method's name.
-        passes: What it takes.
+        method: What says which passes to take.
         ablation: As for a method.
         direction: The same.
         positions: The same.
 
     Raises:
+        UnsupportedError: As for the method's ``passes``.
         RunError: The edges of a node do not sum to the node (a self-check that holds for every model).
     """
-    return runs.fitted(lambda: _edge_scores(runs, name, passes, ablation, direction, positions))
+    method.passes(runs, ablation=ablation, direction=direction)  # refuses before any work
+    return runs.fitted(lambda: _edge_scores(runs, method, ablation, direction, positions))
 
 
 def weighted_scores(
-    runs: Runs, passes: Passes, weights: Float[np.ndarray, "draw prompt"], *, ablation: Ablation
+    runs: Runs,
+    method: GradientMethod,
+    weights: Float[np.ndarray, "draw prompt"],
+    *,
+    ablation: Ablation,
+    direction: Direction,
 ) -> tuple[Float[np.ndarray, "draw writer reader"], Float[np.ndarray, "draw writer"]]:
     """Weighted sums of the scores that single prompts have, of edges and of nodes, from one run of the method.
 
@@ -115,43 +127,145 @@ def weighted_scores(
 
     Args:
         runs: The prompts.
-        passes: What the method takes.
+        method: What says which passes to take.
         weights: Of each prompt in each sum.
         ablation: As for a method.
+        direction: The same.
 
     Raises:
+        UnsupportedError: As for the method's ``passes``.
         RunError: The edges of a node do not sum to the node.
     """
+    method.passes(runs, ablation=ablation, direction=direction)
     writers, readers = runs.model.anatomy.edge_mask.shape
     most = max(1, TABLE_BYTES // (12 * writers * readers))  # in single precision there, in double here
     if max(len(batch.index) for batch in runs.batches) > most:
         runs = runs.smaller(most)
-    return runs.fitted(lambda: _weighted_scores(runs, passes, weights, ablation))
 
+    def work() -> Table:
+        def piece(batches: Index) -> Weighted:
+            rows = np.concatenate(batches)
+            return Weighted(method, ablation, direction, batches, weights[:, rows])
 
-def _weighted_scores(
-    runs: Runs, passes: Passes, weights: Float[np.ndarray, "draw prompt"], ablation: Ablation
-) -> tuple[Float[np.ndarray, "draw writer reader"], Float[np.ndarray, "draw writer"]]:
-    def groups(number: int, start: int) -> tuple[Int[Tensor, "row pos"], int]:
-        rows, length = runs.batches[number].clean.shape
-        every = torch.arange(rows, device=runs.model.device)
-        return every[:, None].expand(-1, length - start), rows
+        pieces = (piece(some) for some in _groups_of_batches(runs, method, MOST_WEIGHTED))
+        shape = runs.model.anatomy.edge_mask.shape
+        return _summed(runs, pieces, (len(weights), *shape))
 
-    shape = runs.model.anatomy.edge_mask.shape
-    edges, nodes = np.zeros((len(weights), *shape)), np.zeros((len(weights), shape[0]))
-    for number, found in _attributions(runs, passes, ablation, groups):
-        share = weights[:, runs.batches[number].index]
-        edges += np.tensordot(share, found.edges, 1)
-        nodes += share @ found.nodes
+    edges, nodes = runs.fitted(work)
     _check_identity(runs, edges, nodes)
     return edges, nodes
 
 
+# Pieces: sums over the prompts of some batches.
+
+MOST_PIECES, MOST_WEIGHTED = 64, 8
+"""Of a run of a method: each gives tables of all edges, which may be kept until the run is finished."""
+
+Index = tuple[Int[np.ndarray, "_"], ...]
+"""The prompts of some batches, batch by batch."""
+Table = tuple[Float[np.ndarray, "group writer reader"], Float[np.ndarray, "group writer"]]
+
+
+@dataclass(frozen=True)
+class Attributed:
+    """Sums over the tokens of each group of positions."""
+
+    method: GradientMethod
+    ablation: Ablation
+    direction: Direction
+    positions: Positions
+    batches: Index
+
+    rows = 0
+    portable = True
+
+    def run(self, runs: Runs) -> Mapping[str, np.ndarray]:
+        model, shape = runs.model, runs.model.anatomy.edge_mask.shape
+        grouping = group_positions(runs, self.positions, shape[0] * shape[1])
+        count = 1 if grouping is None else len(grouping.names)
+
+        def groups(number: int, start: int) -> tuple[Int[Tensor, "row pos"] | None, int]:
+            return None if grouping is None else grouping.of(number, start, model.device), count
+
+        edges, nodes = np.zeros((count, *shape)), np.zeros((count, shape[0]))
+        for _, found in _attributions(runs, self, groups):
+            edges += found.edges
+            nodes += found.nodes
+        return {"edges": edges, "nodes": nodes}
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Weighted sums over prompts; ``weights`` are of those of the batches, in their order."""
+
+    method: GradientMethod
+    ablation: Ablation
+    direction: Direction
+    batches: Index
+    weights: Float[np.ndarray, "draw row"]
+
+    rows = 0
+    portable = True
+
+    def run(self, runs: Runs) -> Mapping[str, np.ndarray]:
+        def groups(number: int, start: int) -> tuple[Int[Tensor, "row pos"], int]:
+            rows, length = runs.batches[number].clean.shape
+            every = torch.arange(rows, device=runs.model.device)
+            return every[:, None].expand(-1, length - start), rows
+
+        shape = runs.model.anatomy.edge_mask.shape
+        edges = np.zeros((len(self.weights), *shape))
+        nodes = np.zeros((len(self.weights), shape[0]))
+        ends = np.cumsum([len(index) for index in self.batches])
+        of_batch = dict(
+            zip(map(runs.number_of, self.batches), np.split(self.weights, ends[:-1], 1), strict=True)
+        )
+        for number, found in _attributions(runs, self, groups):
+            edges += np.tensordot(of_batch[number], found.edges, 1)
+            nodes += of_batch[number] @ found.nodes
+        return {"edges": edges, "nodes": nodes}
+
+
+def _groups_of_batches(runs: Runs, method: GradientMethod, most: int) -> Iterator[Index]:
+    """Batches that follow each other, as many as a piece has; all in at most so many pieces."""
+    tokens = sum(batch.clean.numel() for batch in runs.batches)
+    cost = method.cost(runs.model.anatomy)
+    # A backward pass costs about twice a forward one.
+    in_piece = max(tokens / most, runs.tokens_in_piece() / (cost.forward + 2 * cost.backward))
+    some: list[Int[np.ndarray, " row"]] = []
+    held = 0
+    for batch in runs.batches:
+        some.append(batch.index)
+        held += batch.clean.numel()
+        if held >= in_piece:
+            yield tuple(some)
+            some, held = [], 0
+    if some:
+        yield tuple(some)
+
+
+def _summed(runs: Runs, pieces: Iterator[Attributed] | Iterator[Weighted], shape: Sequence[int]) -> Table:
+    """The sums over all pieces, added up in their order whatever order they come in."""
+    edges, nodes = np.zeros(shape), np.zeros(shape[:-1])
+    waiting: dict[int, Mapping[str, np.ndarray]] = {}
+    after = 0
+    for number, found in runs.hands.do(runs, pieces):
+        waiting[number] = found.arrays
+        while after in waiting:
+            arrays = waiting.pop(after)
+            edges += arrays["edges"]
+            nodes += arrays["nodes"]
+            after += 1
+    return edges, nodes
+
+
 def _attributions(
-    runs: Runs, passes: Passes, ablation: Ablation, groups: Groups
+    runs: Runs, piece: Attributed | Weighted, groups: Groups
 ) -> Iterator[tuple[int, Attribution]]:
-    """What each part of a method gives of each batch: (number, sums over the tokens of each group)."""
-    for number in range(len(runs.batches)):
+    """What each part of a method gives of each batch of a piece: (number, sums over the tokens of each group)."""
+    ablation = piece.ablation
+    passes = piece.method.passes(runs, ablation=ablation, direction=piece.direction)
+    for number in map(runs.number_of, piece.batches):
         # Now, so that neither is run again to keep more of it.
         if passes.at_clean:
             runs.trace(number, "clean", keep=True)
@@ -168,24 +282,16 @@ def _attributions(
 
 
 def _edge_scores(
-    runs: Runs,
-    name: str,
-    passes: Passes,
-    ablation: Ablation,
-    direction: Direction,
-    positions: Positions,
+    runs: Runs, method: GradientMethod, ablation: Ablation, direction: Direction, positions: Positions
 ) -> Scores:
     model, shape = runs.model, runs.model.anatomy.edge_mask.shape
     grouping = group_positions(runs, positions, shape[0] * shape[1])
     count = 1 if grouping is None else len(grouping.names)
-
-    def groups(number: int, start: int) -> tuple[Int[Tensor, "row pos"] | None, int]:
-        return None if grouping is None else grouping.of(number, start, model.device), count
-
-    edges, nodes = np.zeros((count, *shape)), np.zeros((count, shape[0]))
-    for _, found in _attributions(runs, passes, ablation, groups):
-        edges += found.edges
-        nodes += found.nodes
+    pieces = (
+        Attributed(method, ablation, direction, positions, some)
+        for some in _groups_of_batches(runs, method, MOST_PIECES)
+    )
+    edges, nodes = _summed(runs, pieces, (count, *shape))
     edges, nodes = edges / len(runs), nodes / len(runs)
     gap = _check_identity(runs, edges, nodes)
     return Scores(
@@ -195,7 +301,7 @@ def _edge_scores(
         nodes=merged(nodes, grouping),
         by_position=None if grouping is None else edges,
         position_names=None if grouping is None else grouping.names,
-        method=name,
+        method=method.name,
         direction=direction,
         metric=runs.metric.name,
         ablation=ablation,

@@ -88,8 +88,7 @@ def _redrawn(
     if isinstance(method, EdgePatching):
         return _edge_patching(runs, method, weights, ablation, direction)
     if isinstance(method, GradientMethod):
-        passes = method.passes(runs, ablation=ablation, direction=direction)
-        edges, nodes = weighted_scores(runs, passes, weights, ablation=ablation)
+        edges, nodes = weighted_scores(runs, method, weights, ablation=ablation, direction=direction)
         given = zip(edges, nodes, strict=True)
         return [_scores(runs, method, ablation, direction, each, node) for each, node in given]
     found = method.run(runs, ablation=ablation, direction=direction)

@@ -16,7 +16,7 @@ from circuitfind.model.forward import run_trace
 from circuitfind.model.writes import PartWrites, Writes
 
 if TYPE_CHECKING:
-    from circuitfind.model.runs import Runs
+    from circuitfind.model.batch_runs import BatchRuns
 
 Group = tuple[str, int]
 """A template and a number of tokens: within it a position means the same."""
@@ -29,7 +29,7 @@ class Means:
         runs: Whose prompts; ``runs.mean_over`` says which side.
     """
 
-    def __init__(self, runs: Runs) -> None:
+    def __init__(self, runs: BatchRuns) -> None:
         self._runs = runs
 
     def of(self, batch: Batch) -> Writes:

@@ -26,8 +26,8 @@ from circuitfind.model.writes import Writes
 from circuitfind.task.metrics import get_metric
 
 if TYPE_CHECKING:
+    from circuitfind.model.batch_runs import BatchRuns
     from circuitfind.model.bridge import Model
-    from circuitfind.model.runs import Runs
 
 KL = get_metric("kl")  # minus the divergence
 STEPS, STEP_PROMPTS = 40, 8
@@ -35,7 +35,7 @@ RATE = 0.2
 """Of Adam, in units of a writer's deviation from its mean; it falls to zero along a cosine."""
 
 
-def learn_constants(runs: Runs, *, steps: int = STEPS) -> Writes:
+def learn_constants(runs: BatchRuns, *, steps: int = STEPS) -> Writes:
     """The optimal constants, with one position and no axis of prompts: ``[1, d_model]``, and ``[1, head, d_head]``.
 
     The same for the same prompts and model. Costs a patched pass of every writer, forward and back, over ``steps`` batches,
@@ -59,13 +59,13 @@ def learn_constants(runs: Runs, *, steps: int = STEPS) -> Writes:
         return _better(runs.model, learned, mean, losses(runs, learned) < losses(runs, mean))
 
 
-def losses(runs: Runs, constants: Writes) -> Float[np.ndarray, " writer"]:
+def losses(runs: BatchRuns, constants: Writes) -> Float[np.ndarray, " writer"]:
     """What fixing each writer to its constant costs: the mean divergence (nats) from the untouched model's next token."""
     total = sum(len(b.index) * _losses(runs, i, constants, learn=False) for i, b in enumerate(runs.batches))
     return np.asarray(total) / len(runs)
 
 
-def _losses(runs: Runs, number: int, constants: Writes, *, learn: bool) -> Float[np.ndarray, " writer"]:
+def _losses(runs: BatchRuns, number: int, constants: Writes, *, learn: bool) -> Float[np.ndarray, " writer"]:
     """The same for one batch; ``learn`` adds the gradient of their sum to the constants."""
     model, base = runs.model, runs.trace(number, "clean")
     with torch.no_grad():
@@ -103,7 +103,7 @@ def _better(model: Model, learned: Writes, mean: Writes, better: Bool[np.ndarray
     return Writes(torch.where(use[0], learned.input, mean.input), z, mlp)
 
 
-def moments(runs: Runs) -> tuple[Writes, Writes]:
+def moments(runs: BatchRuns) -> tuple[Writes, Writes]:
     """The mean of what each writer writes at any position of any clean prompt, and its root mean square deviation.
 
     Positions behind the answer are left out; of the last block only the answer position counts, as nothing reads others.

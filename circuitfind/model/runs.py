@@ -1,220 +1,79 @@
 """Runs: the clean and the corrupted passes of some prompt pairs, and patched passes between them.
 
-What a finished run left (``Trace``) is kept on the device up to a budget and computed again beyond it. The corrupted
-prompts are run from the first position on at which they differ from the clean ones; before it they are the clean run.
+What takes long is cut into pieces (model/pieces.py), which ``hands`` do: this process, unless others are given.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitfind.config import Ablation
-from circuitfind.errors import PromptError, RunError, UnsupportedError
-from circuitfind.model.batches import Batch, Side, make_batches
-from circuitfind.model.bridge import Model
-from circuitfind.model.contrast import Contrast
-from circuitfind.model.forward import Trace, keys_before, run_trace
+from circuitfind.errors import UnsupportedError
+from circuitfind.model.batch_runs import BatchRuns, Carried
+from circuitfind.model.batches import Side
+from circuitfind.model.forward import Trace
 from circuitfind.model.gradients import Part, Visitor, backward, metric_gradient
-from circuitfind.model.means import Means
-from circuitfind.model.memory import MemoryPlan, make_plan, out_of_memory
+from circuitfind.model.memory import out_of_memory
 from circuitfind.model.node_pass import Patch
-from circuitfind.model.optimal import STEP_PROMPTS, learn_constants
-from circuitfind.model.precision import advice
+from circuitfind.model.pieces import CPU_PIECE, GPU_PIECE
 from circuitfind.model.rules import PLAIN, Rules
 from circuitfind.model.schedule import Share, Watcher, shares
-from circuitfind.model.writes import Writes
-from circuitfind.task.metrics import AnswerBatch, Metric, correct
-from circuitfind.task.pairs import PromptPairs
-
-Found = TypeVar("Found")
-MeanOver = Literal["clean", "corrupted", "both"]
-Carried = Ablation | Literal["clean"]
-"""What replaced parts carry; ``clean`` into the corrupted run is denoising."""
 
 
-class Runs:
-    """A model, prompt pairs and a metric, ready for patching.
+class Runs(BatchRuns):
+    """A model, prompt pairs and a metric, ready for patching. Arguments are those of ``BatchRuns``."""
 
-    Args:
-        model: The model.
-        pairs: At least one pair.
-        metric: What is measured at the answer position.
-        mean_over: Which prompts the mean ablation averages. Means are taken position by position over prompts of the
-            same template and length, since only there do positions mean the same.
-        plan: Sizes of batches and passes; made for the memory that is free if None.
-        progress: Called with the number of patched rows done.
-        note: Called with what a user should hear of.
-    """
+    # Pieces.
 
-    def __init__(
-        self,
-        model: Model,
-        pairs: PromptPairs,
-        metric: Metric,
-        *,
-        mean_over: MeanOver = "both",
-        plan: MemoryPlan | None = None,
-        progress: Callable[[int], None] | None = None,
-        note: Callable[[str], None] | None = None,
-    ) -> None:
-        if not len(pairs):
-            raise PromptError("there are no prompt pairs", hint="give the task at least one usable pair")
-        longest = max(len(pair.clean) for pair in pairs)
-        if longest > model.n_ctx:
-            raise PromptError(
-                f"a prompt has {longest} tokens, but {model.name} reads at most {model.n_ctx}",
-                hint="shorten the prompts",
-            )
-        self.model = model
-        self.pairs = pairs
-        self.metric = metric
-        self.mean_over = mean_over
-        self.plan = plan or make_plan(model, None)
-        self.constants: Writes | None = None
-        """What the ``optimal`` ablation carries, learned when first asked for: one position, for all."""
-        self._progress = progress or (lambda done: None)
-        self._note = note or (lambda text: None)
-        self._noted = False
-        if self.plan.prompt_tokens < longest:
-            self._note(
-                f"a prompt of {longest} tokens takes more memory than the {self.plan.budget / 1e9:.2g} GB planned for: "
-                "going on with one at a time"
-            )
-        self._start()
+    def number_of(self, index: Int[np.ndarray, " row"]) -> int:
+        """The batch of some prompts.
 
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def _start(self) -> None:
-        """Make batches; forget every run."""
-        self.batches = make_batches(
-            self.pairs, self.plan.batch_tokens, causal=self.model.causal, device=self.model.device
-        )
-        self._cache: OrderedDict[tuple[int, str], tuple[Trace, bool]] = OrderedDict()
-        self._values: dict[tuple[int, Side], Float[np.ndarray, " batch"]] = {}
-        self._right: dict[int, Bool[np.ndarray, " batch"]] = {}
-        self._logprobs: dict[int, Tensor] = {}
-        self._narrow: dict[int, tuple[Tensor, AnswerBatch]] = {}
-        self._contrasts: OrderedDict[tuple[int, Carried, Side, int], Contrast] = OrderedDict()
-        for name in ("_means", "clean", "corrupted", "answered_rightly"):
-            self.__dict__.pop(name, None)
-
-    def fitted(self, work: Callable[[], Found]) -> Found:
-        """Do some work; when memory runs out, once more with batches and passes of half the size, and so on."""
-        while True:
-            try:
-                return work()
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error) or (
-                    self.plan.batch_tokens <= 1 and len(self.batches) == len(self)
-                ):
-                    raise
-            self._shrink(batch=max(batch.clean.numel() for batch in self.batches))
-            self._start()
-
-    def _shrink(self, batch: int = 0, rows: int = 0) -> None:
-        """Halve the plan; to below half of the tokens in a batch, or in the rows of a pass, that did not fit."""
-        self.plan = self.plan.halved(batch, rows)
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
-        if not self._noted:
-            self._noted = True
-            self._note("memory ran out: going on with smaller batches (give --memory to plan for less)")
-
-    def smaller(self, prompts: int) -> Runs:
-        """Runs of the same in batches of at most so many prompts, for learning step by step."""
-        tokens = prompts * max(len(pair.clean) for pair in self.pairs)
-        plan = replace(self.plan, batch_tokens=min(self.plan.batch_tokens, tokens))
-        found = Runs(
-            self.model, self.pairs, self.metric, mean_over=self.mean_over, plan=plan, note=self._note
-        )
-        found.constants = self.constants
-        return found
-
-    # Plain runs.
-
-    def trace(self, number: int, side: Side, *, keep: bool = False, whole: bool = False) -> Trace:
-        """A finished run of a batch.
-
-        Args:
-            number: Which batch.
-            side: Clean or corrupted.
-            keep: With what a backward pass needs.
-            whole: From the first position on; a corrupted run else begins where it differs from the clean one.
+        Raises:
+            KeyError: They make none here: these runs have other batches.
         """
-        batch = self.batches[number]
-        start = 0 if whole or side == "clean" else batch.start
-        key = (number, side if start or not batch.start or side == "clean" else "whole")
-        found = self._cache.get(key)
-        if found is not None and (found[1] or not keep):
-            self._cache.move_to_end(key)
-            return found[0]
-        with torch.no_grad():
-            before = keys_before(self.trace(number, "clean"), start) if start else None
-            embedded = self.model.embed(batch.tokens(side))[:, start:]
-            trace = run_trace(self.model, embedded, batch.place(start), before, keep=keep)
-        self._remember(key, trace, keep)
-        return trace
+        return self._numbers[np.ascontiguousarray(index, dtype=np.int64).tobytes()]
 
-    def _remember(self, key: tuple[int, str], trace: Trace, keep: bool) -> None:
-        self._cache[key] = (trace, keep)
-        self._cache.move_to_end(key)
-        total = sum(t.n_bytes for t, _ in self._cache.values())
-        # The latest two stay whatever they take: a batch needs both of its runs.
-        while total > self.plan.cache_bytes // 2 and len(self._cache) > 2:
-            total -= self._cache.popitem(last=False)[1][0].n_bytes
+    def progressed(self, rows: int) -> None:
+        """Patched rows were done elsewhere."""
+        self._progress(rows)
 
-    def metric_of(self, number: int, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, " batch"]:
-        """The metric of a batch's logits."""
-        reference = None
-        if self.metric.needs_clean:
-            if number not in self._logprobs:
-                self._measure(number, "clean")
-            reference = self._logprobs[number]
-        return self.metric(logits, self.batches[number].answers, reference)
+    @cached_property
+    def flops_per_token(self) -> float:
+        """Of a forward pass through all blocks, without attention: two for each weight."""
+        layer, d = self.model.layers[0], self.model.d_model
+        gated = layer.mlp is not None and layer.mlp.w_gate is not None
+        weights = d * (int(layer.w_qkv.shape[1]) + layer.n_heads * layer.d_head)
+        return 2.0 * len(self.model.layers) * (weights + (2 + gated) * d * self.model.d_mlp)
 
-    def _measure(self, number: int, side: Side) -> Float[np.ndarray, " batch"]:
-        """The metric of each prompt of a batch, untouched."""
-        if (number, side) not in self._values:
-            batch = self.batches[number]
-            with torch.no_grad():
-                logits = self.model.head(self.trace(number, side).final)
-            self._check_finite(logits, batch)
-            if side == "clean":
-                if self.metric.needs_clean:
-                    self._logprobs[number] = logits.float().log_softmax(-1)
-                self._right[number] = correct(logits, batch.answers).cpu().numpy()
-            self._values[number, side] = self.metric_of(number, logits).cpu().numpy()
-        return self._values[number, side]
+    def tokens_in_piece(self) -> int:
+        """Tokens whose forward passes make up a piece, if a single pass has fewer."""
+        most = GPU_PIECE if self.model.device.type == "cuda" else CPU_PIECE
+        return max(1, int(most / self.flops_per_token))
 
-    def _value(self, number: int, final: Float[Tensor, "batch d_model"]) -> Float[Tensor, " batch"]:
-        """The metric of a batch from what the final norm reads; logits are computed of the tokens that it looks at."""
-        batch = self.batches[number]
-        if not self.metric.answers_only:
-            logits = self.model.head(final)
-            self._check_finite(logits, batch)
-            return self.metric_of(number, logits)
-        if number not in self._narrow:
-            self._narrow[number] = batch.answers.narrowed()
-        tokens, answers = self._narrow[number]
-        logits = self.model.head(final, tokens)
-        self._check_finite(logits, batch)
-        return self.metric(logits, answers)
+    # All prompts, untouched.
 
     def _gathered(self, side: Side) -> Float[np.ndarray, " prompt"]:
+        left = [number for number in range(len(self.batches)) if (number, side) not in self._values]
+        pieces = (Measure(self.batches[number].index, side) for number in left)
+        for done, found in self.hands.do(self, pieces):
+            self._values[left[done], side] = found.arrays["values"]
+            if side == "clean":
+                self._right[left[done]] = found.arrays["right"].astype(bool)
         values = np.empty(len(self))
         for number, batch in enumerate(self.batches):
-            values[batch.index] = self._measure(number, side)
+            values[batch.index] = self._values[number, side]
         return values
+
+    def measured(self, number: int, side: Side) -> Mapping[str, np.ndarray]:
+        """The metric of each prompt of a batch, and of clean ones whether they are answered rightly."""
+        values = self._measure(number, side)
+        return {"values": values, "right": self._right[number]} if side == "clean" else {"values": values}
 
     @cached_property
     def clean(self) -> Float[np.ndarray, " prompt"]:
@@ -235,73 +94,6 @@ class Runs:
             right[batch.index] = self._right[number]
         return right
 
-    def _check_finite(self, logits: Tensor, batch: Batch) -> None:
-        bad = ~torch.isfinite(logits).all(-1)
-        if bool(bad.any()):
-            pair = self.pairs[int(batch.index[int(bad.nonzero()[0])])]
-            raise RunError(
-                f"{self.model.name} gives NaN or infinite logits for '{pair.clean_text or list(pair.clean)}'",
-                where=pair.where,
-                hint=advice(self.model),
-            )
-
-    # What replaced parts carry.
-
-    @cached_property
-    def _means(self) -> Means:
-        return Means(self)
-
-    def ablated(self, number: int, ablation: Carried) -> Writes:
-        """What replaced parts carry for a batch: the corrupted run's values, means, zeros, constants or (denoising) the
-        clean run's; from the first position on that can differ (``Contrast.base.place.start``).
-        """
-        batch = self.batches[number]
-        if ablation == "clean":
-            return self.trace(number, "clean").since(batch.start).writes
-        if ablation == "resample":
-            return self.trace(number, "corrupted").writes
-        written = self.trace(number, "clean").writes
-        if ablation == "zero":
-            return written.zeros()
-        if ablation == "optimal":
-            if self.model.anatomy.split:
-                raise UnsupportedError(
-                    "no optimal constants are learned for neurons and features",
-                    hint="use --ablation resample, mean or zero",
-                )
-            if self.constants is None:
-                self._note("learning the constants of the optimal ablation")
-                self.constants = learn_constants(self.smaller(STEP_PROMPTS))
-            return self.constants.combined(written, lambda constant, like: constant.expand_as(like))
-        return self._means.of(batch)
-
-    def contrast(
-        self, number: int, ablation: Carried, base: Side = "clean", *, keep: bool = False
-    ) -> Contrast:
-        """What patched passes over a batch start from; the latest ones are kept, as many as the plan has room for."""
-        key = (number, ablation, base, id(self.constants))
-        if not keep and key in self._contrasts:
-            self._contrasts.move_to_end(key)
-            return self._contrasts[key]
-        is_run = ablation in ("resample", "clean")
-        trace = self.trace(number, base, keep=keep, whole=not is_run)
-        trace = trace.since(self.batches[number].start if is_run else 0)
-        exact = is_run and not any(block.parts and block.parts.level is not None for block in trace.blocks)
-        found = Contrast(self.model, trace, self.ablated(number, ablation), exact)
-        self._contrasts[key] = found
-        edges = self.plan.edge_tokens > 0
-        total = sum(contrast.n_bytes(edges=edges) for contrast in self._contrasts.values())
-        while total > self.plan.cache_bytes // 2 and len(self._contrasts) > 1:
-            total -= self._contrasts.popitem(last=False)[1].n_bytes(edges=edges)
-        return found
-
-    def lightened(self, contrast: Contrast) -> Contrast:
-        """The same without what only a backward pass needs, in what is kept of it here too."""
-        self._contrasts.clear()
-        for key, (trace, _) in list(self._cache.items()):
-            self._cache[key] = (trace.lightened(), False)
-        return Contrast(self.model, contrast.base.lightened(), contrast.cut, contrast.cut_is_run)
-
     # Patched runs.
 
     def patched(
@@ -321,14 +113,61 @@ class Runs:
             watcher: Sees what patches of whole nodes change on the way up.
         """
         out = np.full((len(patches), len(self)), np.nan)
-        for number, batch in enumerate(self.batches):
-            parts, idle = shares(self.contrast(number, ablation, base), patches, batch.index)
-            for part in parts:
-                self._run_share(number, part, patches, out, watcher)
-            if idle:
-                out[np.ix_(np.array(idle), batch.index)] = self._measure(number, base)
-                self._progress(len(idle) * len(batch.index))
+        if watcher is not None:  # it sees passes, so they are not done elsewhere
+            for number in range(len(self.batches)):
+                for part in self._shares(number, patches, base, ablation, out):
+                    self._run_share(number, part, patches, out, watcher)
+            return out
+        places: list[tuple[list[int], Int[np.ndarray, " row"]]] = []
+
+        def pieces() -> Iterator[Patched]:
+            for number, batch in enumerate(self.batches):
+                for part in self._shares(number, patches, base, ablation, out):
+                    for some in self._cut(part):
+                        places.append((some, batch.index))
+                        yield Patched(batch.index, tuple(patches[i] for i in some), base, ablation)
+
+        for done, found in self.hands.do(self, pieces()):
+            members, index = places[done]
+            out[np.ix_(np.array(members), index)] = found.arrays["values"]
         return out
+
+    def patched_batch(
+        self, number: int, patches: Sequence[Patch], base: Side, ablation: Carried
+    ) -> Float[np.ndarray, "patch row"]:
+        """The metric of the prompts of one batch under every patch, in this process."""
+        out = np.full((len(patches), len(self)), np.nan)
+        for part in self._shares(number, patches, base, ablation, out):
+            self._run_share(number, part, patches, out, None)
+        return out[:, self.batches[number].index]
+
+    def _shares(
+        self,
+        number: int,
+        patches: Sequence[Patch],
+        base: Side,
+        ablation: Carried,
+        out: Float[np.ndarray, "patch prompt"],
+    ) -> list[Share]:
+        """What passes over a batch share; values of patches that need none are put in place."""
+        batch = self.batches[number]
+        parts, idle = shares(self.contrast(number, ablation, base), patches, batch.index)
+        if idle:
+            out[np.ix_(np.array(idle), batch.index)] = self._measure(number, base)
+            self._progress(len(idle) * len(batch.index))
+        return parts
+
+    def _cut(self, part: Share) -> Iterator[list[int]]:
+        """The members of a share, as many whole passes at a time as a piece has."""
+        in_pass = self._in_pass(part)
+        size = in_pass * max(1, self.tokens_in_piece() // (in_pass * part.tokens))
+        for first in range(0, len(part.members), size):
+            yield part.members[first : first + size]
+
+    def _in_pass(self, part: Share) -> int:
+        """Members of a share that one pass has room for."""
+        limit = self.plan.pass_tokens if part.light else self.plan.edge_tokens
+        return max(1, limit // part.tokens)
 
     def _run_share(
         self,
@@ -341,8 +180,7 @@ class Runs:
         """Run patches that share passes; those of a pass are halved as long as memory runs out."""
         batch, done = self.batches[number], 0
         while done < len(part.members):
-            limit = self.plan.pass_tokens if part.light else self.plan.edge_tokens
-            some = part.members[done : done + max(1, limit // part.tokens)]
+            some = part.members[done : done + self._in_pass(part)]
             try:
                 with torch.no_grad():
                     watch = None if watcher is None else watcher.begin(number, part.contrast, len(some))
@@ -397,3 +235,37 @@ class Runs:
                 self.model, trace, final, visit, rules=rules, drop_each=drop_each, dropped=dropped
             )
         return values.cpu().numpy(), behind
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The metric of the prompts of a batch, untouched."""
+
+    index: Int[np.ndarray, " row"]
+    side: Side
+
+    rows = 0
+    portable = True
+
+    def run(self, runs: Runs) -> Mapping[str, np.ndarray]:
+        return runs.measured(runs.number_of(self.index), self.side)
+
+
+@dataclass(frozen=True)
+class Patched:
+    """The metric of the prompts of a batch under some patches, in the order in which they join a pass."""
+
+    index: Int[np.ndarray, " row"]
+    patches: tuple[Patch, ...]
+    base: Side
+    ablation: Carried
+
+    portable = True
+
+    @property
+    def rows(self) -> int:
+        return len(self.patches) * len(self.index)
+
+    def run(self, runs: Runs) -> Mapping[str, np.ndarray]:
+        number = runs.number_of(self.index)
+        return {"values": runs.patched_batch(number, self.patches, self.base, self.ablation)}

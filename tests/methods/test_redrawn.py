@@ -109,8 +109,7 @@ def test_single_prompts_sum_to_the_scores(name: str) -> None:
     """[prompt, writer, reader], whatever the batches; their mean is the method's score."""
     runs, method = some_runs("gpt2"), get_method(name)
     assert isinstance(method, GradientMethod)
-    passes = method.passes(runs, ablation="resample", direction="noising")
-    edges, nodes = weighted_scores(runs, passes, np.eye(len(runs)), ablation="resample")
+    edges, nodes = weighted_scores(runs, method, np.eye(len(runs)), ablation="resample", direction="noising")
     assert edges.shape == (6, *runs.model.anatomy.edge_mask.shape)
     scores = method.run(runs, ablation="resample", direction="noising")
     assert scores.nodes is not None
@@ -123,11 +122,10 @@ def test_single_prompts_sum_to_the_scores(name: str) -> None:
 def test_prompts_go_through_in_smaller_batches_where_tables_are_large(monkeypatch: Any) -> None:
     runs, method = some_runs("gpt2"), get_method("eap")
     assert isinstance(method, GradientMethod)
-    passes = method.passes(runs, ablation="resample", direction="noising")
-    whole, _ = weighted_scores(runs, passes, np.eye(6), ablation="resample")
+    whole, _ = weighted_scores(runs, method, np.eye(6), ablation="resample", direction="noising")
     before = runs.model.passes["backward"]
     monkeypatch.setattr(gradient_edges, "TABLE_BYTES", 1)
-    single, _ = weighted_scores(runs, passes, np.eye(6), ablation="resample")
+    single, _ = weighted_scores(runs, method, np.eye(6), ablation="resample", direction="noising")
     assert runs.model.passes["backward"] - before == 6, "one prompt at a time"
     close(single, whole)
 
