@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuitfind.errors import ModelError, PromptError, UsageError
+from circuitfind.errors import ModelError, PromptError, UsageError, nearest
+from circuitfind.model.identity import model_folder
 from circuitfind.output.attribution import GRAPH, SUMMARY, Attributed, Look, write_graphs
 from circuitfind.output.files import stage_key
 from circuitfind.output.store import Store, run_name
+from circuitfind.reading import expanded, read_json
 from circuitfind.session import Reporter, Session, Silent
 from circuitfind.task.spec import find_tasks, load_task
 from circuitfind.transcoder_runs import check_model
+from circuitfind.zoo import ZOO
 
 if TYPE_CHECKING:
     from circuitfind.attribution.build import Options
@@ -161,7 +163,7 @@ def reprune(
     """
     from circuitfind.attribution.saved import read_graph
 
-    path = Path(where).expanduser()
+    path = expanded(where)
     single = path.is_file()
     folder = path.parent if single else path
     files = [path] if single else sorted(folder.glob(f"{GRAPH}*.npz"))
@@ -193,7 +195,7 @@ def reprune(
 
 def is_saved(where: str) -> bool:
     """Whether a word names finished graphs, and not a task."""
-    path = Path(where).expanduser()
+    path = expanded(where)
     if not path.is_dir():
         return path.suffix == ".npz"
     return any(path.glob(f"{GRAPH}*.npz")) or where not in find_tasks()
@@ -251,9 +253,11 @@ def _dictionaries(model: str, given: str | None) -> str:
             return str(transcoders_folder())
         except FileNotFoundError as error:
             raise ModelError(str(error), hint="give --dictionaries FOLDER") from error
+    hint = "give --dictionaries FOLDER, or train some with `circuitfind transcoders train`"
+    near = None if model in ZOO or model_folder(model).is_dir() else nearest(model, ["mini"])
     raise UsageError(
         f"no transcoders of {model} come with circuitfind",
-        hint="give --dictionaries FOLDER, or train some with `circuitfind transcoders train`",
+        hint=hint if near is None else f"did you mean '{near}'? Or {hint}",
     )
 
 
@@ -299,7 +303,7 @@ def _check_folder(folder: Path) -> None:
 def _facts(folder: Path) -> dict[str, Any]:
     path = folder / SUMMARY
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         return {key: found[key] for key in ("model", "task", "positions") if key in found}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(

@@ -21,12 +21,32 @@ from collections.abc import Iterable
 
 OK, DIFFERS, USAGE, FAILURE, INTERRUPTED = 0, 1, 2, 3, 130
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+LONGEST_WORD = 200
+"""Characters beyond which a word is no name that somebody misspelt."""
+_LONGEST = {"where": 250, "what": 700, "hint": 450, "details": 1_200, "detail": 300}
+"""Characters of the parts of an error. What a file says is quoted in them, and a file can say megabytes."""
 
 
 def shown(text: str) -> str:
-    """A text for a terminal: control characters, which could move the cursor or colour what follows, are spelt out."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    """A text for a terminal: what could move the cursor, colour or turn round what follows, or cannot be printed (control and
+    direction characters, halves of characters), is spelt out.
+    """
+    return _CONTROL.sub(_spelt, text)
+
+
+def _spelt(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most so many characters: its beginning and its end, and how many are left out."""
+    if len(text) <= most:
+        return text
+    told = f" ... ({len(text) - most:,} more characters) ... "
+    tail = min(most // 4, 60)
+    return text[: most - len(told) - tail] + told + text[-tail:]
 
 
 class CircuitfindError(Exception):
@@ -44,26 +64,48 @@ class CircuitfindError(Exception):
     def __init__(
         self, what: str, *, hint: str, where: str | None = None, details: Iterable[str] = ()
     ) -> None:
-        self.what = what
-        self.hint = hint
-        self.where = where
-        self.details = tuple(details)
-        super().__init__(what)
+        self.what = shortened(what, _LONGEST["what"])
+        self.hint = shortened(hint, _LONGEST["hint"])
+        self.where = None if where is None else shortened(where, _LONGEST["where"])
+        self.details = _few(details)
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what
         return shown("\n".join([head, *(f"  {line}" for line in self.details), f"hint: {self.hint}"]))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _again, (type(self), self.__dict__)
+
     def as_dict(self) -> dict[str, object]:
         """The same content for ``--json``."""
         return {
             "error": type(self).__name__,
-            "what": self.what,
-            "where": self.where,
-            "details": list(self.details),
-            "hint": self.hint,
+            "what": shown(self.what),
+            "where": None if self.where is None else shown(self.where),
+            "details": [shown(line) for line in self.details],
+            "hint": shown(self.hint),
             "exit_code": self.exit_code,
         }
+
+
+def _again(kind: type[CircuitfindError], content: dict[str, object]) -> CircuitfindError:
+    """An error that came from another process."""
+    found = kind.__new__(kind, content["what"])
+    found.__dict__.update(content)
+    return found
+
+
+def _few(details: Iterable[str]) -> tuple[str, ...]:
+    """The first lines, as many as one looks through."""
+    found, length, left = [], 0, 0
+    for line in (shortened(one, _LONGEST["detail"]) for one in details):
+        length += len(line)
+        if length > _LONGEST["details"]:
+            left += 1
+        else:
+            found.append(line)
+    return (*found, f"... and {left:,} more") if left else tuple(found)
 
 
 class CheckDiffers(CircuitfindError):
@@ -106,7 +148,9 @@ class Interrupted(CircuitfindError):
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that is spelt most like ``word``, if any comes near."""
-    names = {name.lower(): name for name in known}
+    if len(word) > LONGEST_WORD:  # comparing takes the square of the length
+        return None
+    names = {name.lower(): name for name in known if len(name) <= LONGEST_WORD}
     found = difflib.get_close_matches(word.lower(), list(names), n=1, cutoff=0.5)
     return names[found[0]] if found else None
 

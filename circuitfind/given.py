@@ -11,13 +11,14 @@ from typing import Any
 from circuitfind.circuit.feature_graph import FORMAT as GRAPH_FORMAT
 from circuitfind.circuit.feature_graph import FeatureGraph
 from circuitfind.circuit.graph import Circuit
-from circuitfind.circuit.json_form import read_object
-from circuitfind.circuit.mib import read_circuit
+from circuitfind.circuit.json_form import read_object, reading
+from circuitfind.circuit.mib import circuit_of, read_any, read_circuit
 from circuitfind.circuit.scores import Scores
 from circuitfind.circuit.tracer_read import from_circuit_tracer, is_circuit_tracer
 from circuitfind.errors import RunError, UsageError
 from circuitfind.feature_store import GRAPH, stored_features
-from circuitfind.output.run import MANIFEST, Run, read_manifest
+from circuitfind.output.manifest import MANIFEST, read_manifest
+from circuitfind.output.run import Run
 from circuitfind.output.store import Store
 from circuitfind.output.words import Words, words_of
 from circuitfind.summary import finished_stages, of_features, stored
@@ -113,11 +114,13 @@ def read_file(path: Path) -> Given:
     """
     run = _run_of(path)
     if path.suffix == ".json":
-        data = read_object(path, "circuit", file="circuit.json", otherwise=" or a JSON graph of EAP-IG")
+        data = read_any(path)
         if data.get("format") == GRAPH_FORMAT:
             return Given(FeatureGraph.from_dict(data, where=str(path)), path, run=run)
         if is_circuit_tracer(data):
             return Given(from_circuit_tracer(data, where=str(path)), path, run=run, tracer=data)
+        circuit, scores = circuit_of(data, path)
+        return Given(circuit, path, scores, run)
     circuit, scores = read_circuit(path)
     return Given(circuit, path, scores, run)
 
@@ -139,10 +142,12 @@ def _attributed(folder: Path) -> Path:
     Raises:
         UsageError: There are several.
     """
-    names = [
-        f"{one['slug']}.json"
-        for one in read_object(folder / _LISTED, "list of graphs", file=_LISTED)["graphs"]
-    ]
+    listed = read_object(folder / _LISTED, "list of graphs", file=_LISTED)
+    with reading("list of graphs", where=str(folder / _LISTED), hint="trace them again"):
+        slugs = [str(one["slug"]) for one in listed["graphs"]]
+        if any("/" in slug or "\\" in slug or "\0" in slug for slug in slugs):
+            raise ValueError("a name leads out of the folder")
+    names = [f"{slug}.json" for slug in slugs]
     if len(names) == 1:
         return folder / names[0]
     raise UsageError(

@@ -156,10 +156,11 @@ def reader_name(receiver: Node, slot: str | None) -> str:
 INPUT = Node(Kind.INPUT)
 LOGITS = Node(Kind.LOGITS)
 
-_HEAD = re.compile(r"^(?:a(\d+)\.h(\d+)|(\d+)\.(\d+)|L(\d+)H(\d+))$", re.IGNORECASE)
-_KV = re.compile(r"^a(\d+)\.kv(\d+)$", re.IGNORECASE)
-_MLP = re.compile(r"^(?:m|mlp)(\d+)$", re.IGNORECASE)
-_PART = re.compile(r"^(m|t|s|sa|sm|sh|si)(\d+)\.(?:([nf])(\d+(?:\+\d+)*)|(err)|(rest))$", re.IGNORECASE)
+_N = "[0-9]{1,9}"  # longer ones number nothing, and take long to read
+_HEAD = re.compile(rf"^(?:a({_N})\.h({_N})|({_N})\.({_N})|L({_N})H({_N}))$", re.IGNORECASE)
+_KV = re.compile(rf"^a({_N})\.kv({_N})$", re.IGNORECASE)
+_MLP = re.compile(rf"^(?:m|mlp)({_N})$", re.IGNORECASE)
+_PART = re.compile(rf"^(m|t|s|sa|sm|sh|si)({_N})\.(?:([nf])({_N}(?:\+{_N})*)|(err)|(rest))$", re.IGNORECASE)
 _READER = re.compile(r"^(?P<node>[^<>@]+)(?:<(?P<slot>[qkv])>)?(?:@(?P<position>[\w+\-]+))?$")
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 
 from circuitfind.attribution.graph import AttributionGraph, Nodes
 from circuitfind.errors import UsageError
+from circuitfind.reading import one_line, parse_json, read_arrays
 
 FORMAT = "circuitfind.attribution"
 VERSION = 1
@@ -48,19 +48,17 @@ def read_graph(path: Path) -> AttributionGraph:
         UsageError: It is no graph, or damaged.
     """
     try:
-        # Opened here: NumPy leaves a file that is no archive open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            return _unpacked({name: data[name] for name in data.files})
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        return _unpacked(read_arrays(path))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise UsageError(
-            f"this is no attribution graph: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            f"this is no attribution graph: {one_line(error)}",
             where=str(path),
             hint="give a folder or graph.npz that `circuitfind attribute` wrote",
         ) from error
 
 
 def _unpacked(data: dict[str, Any]) -> AttributionGraph:
-    facts = json.loads(bytes(data["facts"]))
+    facts = parse_json(bytes(data["facts"]).decode())
     if facts.get("format") != FORMAT or facts.get("version") != VERSION:
         raise ValueError(f"it says {facts.get('format')!r} {facts.get('version')!r}")
     nodes = Nodes(**{name: data[f"nodes_{name}"] for name in _NODES})

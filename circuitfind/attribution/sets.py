@@ -11,6 +11,7 @@ from circuitfind.dictionaries.circuit_tracer import CONFIG, is_circuit_tracer, r
 from circuitfind.dictionaries.dictionary import Dictionary
 from circuitfind.dictionaries.load import load_dictionaries
 from circuitfind.dictionaries.sae_lens import is_sae_lens
+from circuitfind.reading import expanded
 
 _NUMBERED = re.compile(r"(?:layer|W_enc)_(\d{1,4})\.safetensors")
 
@@ -23,7 +24,7 @@ def stream_dictionaries(where: str | Path) -> Iterator[Dictionary]:
     Raises:
         ModelError, UnsupportedError, UsageError: As ``load_dictionaries``.
     """
-    path = Path(where).expanduser()
+    path = expanded(where)
     if not path.exists() and hub.is_hub_name(str(where)) and not str(where).startswith((".", "/", "~")):
         path = hub.fetch(str(where), None)
     layers = _layers(path) if path.is_dir() and is_circuit_tracer(path) else []

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from circuitfind.circuit.json_form import check_form, reading
+from circuitfind.circuit.json_form import check_form, filled, reading
 from circuitfind.config import SCHEMA_VERSION
 from circuitfind.shown import Shown
 
@@ -217,26 +217,28 @@ class BackupReport(Shown):
         again = "run `circuitfind backups` again"
         check_form(known, "backup report", FORMAT, SCHEMA_VERSION, where=where, hint=again)
         with reading("backup report", where=where, hint=again):
-            return cls(
-                readers=tuple(known["readers"]),
-                seeds={reader: tuple(names) for reader, names in known["seeds"].items()},
-                sets=tuple(_removed(s) for s in known["sets"]),
-                findings=tuple(_finding(f) for f in known["findings"]),
-                groups=tuple(
-                    Group(**{**g, "primaries": tuple(g["primaries"]), "backups": tuple(g["backups"])})
+            fields = {
+                "readers": tuple(known["readers"]),
+                "seeds": {reader: tuple(names) for reader, names in known["seeds"].items()},
+                "sets": tuple(_removed(s) for s in known["sets"]),
+                "findings": tuple(_finding(f) for f in known["findings"]),
+                "groups": tuple(
+                    filled(Group, {**g, "primaries": tuple(g["primaries"]), "backups": tuple(g["backups"])})
                     for g in known["groups"]
                 ),
-                scores=known["scores"],
-                cost=known["cost"],
-                conditions=known["conditions"],
-                notes=tuple(known["notes"]),
-            )
+                "scores": known["scores"],
+                "cost": known["cost"],
+                "conditions": known["conditions"],
+                "notes": tuple(known["notes"]),
+            }
+            return filled(cls, fields)
 
 
 def _removed(data: Mapping[str, Any]) -> RemovedSet:
-    accounts = tuple(Account(**a) for a in data["accounts"])
-    return RemovedSet(
-        **{**data, "members": tuple(data["members"]), "accounts": accounts, "found": tuple(data["found"])}
+    accounts = tuple(filled(Account, a) for a in data["accounts"])
+    return filled(
+        RemovedSet,
+        {**data, "members": tuple(data["members"]), "accounts": accounts, "found": tuple(data["found"])},
     )
 
 
@@ -246,15 +248,17 @@ def _finding(data: Mapping[str, Any]) -> Finding:
     evidence = []
     for e in data["evidence"]:
         parts = {
-            k: None if e[k] is None else Estimate(**e[k]) for k in ("compensation", "freeze", "interaction")
+            k: None if e[k] is None else filled(Estimate, e[k])
+            for k in ("compensation", "freeze", "interaction")
         }
-        evidence.append(Evidence(**{**e, **parts}))
-    return Finding(
-        **{
+        evidence.append(filled(Evidence, {**e, **parts}))
+    return filled(
+        Finding,
+        {
             **data,
             "covers": tuple(data["covers"]),
-            "direct": Estimate(**data["direct"]),
+            "direct": filled(Estimate, data["direct"]),
             "evidence": tuple(evidence),
             "reasons": tuple(data["reasons"]),
-        }
+        },
     )

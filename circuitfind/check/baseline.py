@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import circuitfind
-from circuitfind.circuit.json_form import check_form, finite, read_object, reading
+from circuitfind.circuit.json_form import check_form, filled, finite, read_object, reading
 from circuitfind.output.files import plain, stage_key
 from circuitfind.session import prompt_files
 from circuitfind.settings import Settings
@@ -137,12 +137,12 @@ class Baseline:
         check_form(data, "baseline", FORMAT, VERSION, where=str(path), hint=again)
         with reading("baseline", where=str(path), hint=again):
             given = {key: value for key, value in data.items() if key not in ("format", "version")}
-            given["prompts"] = Prompts(**given["prompts"])
-            given["metric"] = Metric(**given["metric"])
+            given["prompts"] = filled(Prompts, given["prompts"])
+            given["metric"] = filled(Metric, given["metric"])
             given["weights"] = {name: (float(a), float(b)) for name, (a, b) in given["weights"].items()}
             for key in ("settings", "edges", "nodes", "faithfulness", "backups"):
                 given[key] = dict(given[key])
-            return cls(**given)
+            return filled(cls, given)
 
     def rounded(self) -> Baseline:
         """As it will be read from its file."""

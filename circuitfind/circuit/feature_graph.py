@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitfind.circuit.graph import Conditions, Evaluation, Interval
-from circuitfind.circuit.json_form import check_form, finite, number, read_object, reading
+from circuitfind.circuit.json_form import check_form, filled, finite, number, read_object, reading
 from circuitfind.names import Edge, Kind, Node, Order, parse_edge, parse_node
 from circuitfind.shown import Shown
 
@@ -174,7 +174,7 @@ class FeatureGraph(Shown):
             return cls(
                 nodes=tuple(map(parse_node, nodes)),
                 edges=tuple(edge for edge, _ in edges),
-                conditions=Conditions(**data["conditions"]),
+                conditions=filled(Conditions, data["conditions"]),
                 node_scores={name: number(n["score"]) for name, n in nodes.items()},
                 edge_weights={str(edge): number(weight) for edge, weight in edges},
                 evaluations=tuple(map(Evaluation.from_dict, data["evaluations"])),
@@ -206,7 +206,7 @@ def node_order(node: Node) -> tuple[int, Order]:
 
 def _source(data: Mapping[str, Any]) -> Source:
     numbers = {name: number(data[name]) for name in ("features", "errors", "effect")}
-    return Source(**{**data, **numbers})
+    return filled(Source, {**data, **numbers})
 
 
 def _errors_dict(errors: ErrorShare) -> dict[str, Any]:
@@ -221,8 +221,8 @@ def _errors(data: Mapping[str, Any]) -> ErrorShare:
     without, alone = data["without_errors"], data["errors_alone"]
     return ErrorShare(
         number(data["by_score"]),
-        None if without is None else Interval(**without),
-        None if alone is None else Interval(**alone),
+        None if without is None else filled(Interval, without),
+        None if alone is None else filled(Interval, alone),
     )
 
 

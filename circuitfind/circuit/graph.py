@@ -17,7 +17,7 @@ import networkx as nx
 import numpy as np
 from jaxtyping import Bool
 
-from circuitfind.circuit.json_form import check_form, finite, number, read_object, reading
+from circuitfind.circuit.json_form import check_form, filled, finite, number, read_object, reading
 from circuitfind.config import SCHEMA_VERSION
 from circuitfind.model.anatomy import Anatomy
 from circuitfind.names import LOGITS, UNITS, Edge, Kind, Node, parse_edge, parse_node
@@ -88,7 +88,7 @@ class Evaluation(Shown):
         Raises:
             KeyError, TypeError: It is incomplete.
         """
-        return cls(**{**data, "faithfulness": Interval(**data["faithfulness"])})
+        return filled(cls, {**data, "faithfulness": filled(Interval, data["faithfulness"])})
 
 
 @dataclass(frozen=True)
@@ -282,17 +282,17 @@ class Circuit(Shown):
             edges = tuple(parse_edge(e["name"]) for e in data["edges"])
             nodes = [(str(parse_node(n["name"]).bare), n) for n in data["nodes"]]
             backups = [(_backup(b), b.get("role")) for b in data.get("backups", ())]  # none in older files
-            roles = {str(b.node): role for b, role in backups if role}
+            roles = {str(b.node): str(role) for b, role in backups if role}
             return cls(
                 anatomy=Anatomy.from_dict(data["anatomy"]),
                 edges=edges,
-                conditions=Conditions(**data["conditions"]),
+                conditions=filled(Conditions, data["conditions"]),
                 edge_scores={
                     str(edge): number(e["score"]) for edge, e in zip(edges, data["edges"], strict=True)
                 },
                 node_scores={name: number(n["score"]) for name, n in nodes},
                 evaluations=tuple(map(Evaluation.from_dict, data["evaluations"])),
-                roles=roles | {name: n["role"] for name, n in nodes if n.get("role")},
+                roles=roles | {name: str(n["role"]) for name, n in nodes if n.get("role")},
                 backups=tuple(b for b, _ in backups),
             )
 

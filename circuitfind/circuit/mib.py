@@ -55,7 +55,27 @@ def read_circuit(path: Path) -> tuple[Circuit, Scores | None]:
             where=str(path),
             hint="write it as JSON where you trust it: Graph.from_pt(FILE).to_json('circuit.json') with EAP-IG",
         )
-    data = read_object(path, "circuit", file="circuit.json", otherwise=" or a JSON graph of EAP-IG")
+    return circuit_of(read_any(path), path)
+
+
+def read_any(path: Path) -> dict[str, Any]:
+    """The JSON object of a circuit in any form; NaN stands for a number in EAP-IG's alone.
+
+    Raises:
+        UsageError: The file cannot be read.
+    """
+    names: dict[str, Any] = {"file": "circuit.json", "otherwise": " or a JSON graph of EAP-IG"}
+    try:
+        return read_object(path, "circuit", **names)
+    except UsageError:
+        data = read_object(path, "circuit", **names, words=True)
+        if is_eap_ig(data):
+            return data
+        raise
+
+
+def circuit_of(data: Mapping[str, Any], path: Path) -> tuple[Circuit, Scores | None]:
+    """The circuit of what ``read_any`` gave; see ``read_circuit``."""
     if data.get("format") == FORMAT:
         return Circuit.from_dict(data, where=str(path)), None
     if is_eap_ig(data):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitfind.circuit.graph import Circuit, Conditions, from_mask
+from circuitfind.circuit.json_form import filled
 from circuitfind.circuit.scores import Scores
 from circuitfind.errors import UnsupportedError, UsageError, nearest
 from circuitfind.model.anatomy import Anatomy
@@ -187,7 +189,7 @@ def _conditions(file: _File, own: Mapping[str, Any]) -> Conditions:
     empty = dict.fromkeys(("task", "model", "metric", "ablation", "direction", "counterfactual"), "")
     unknown = {**empty, "method": UNKNOWN, "rule": "in_graph of an EAP-IG file"}
     try:
-        return Conditions(**{**unknown, **_mapping(own.get("conditions"))})
+        return filled(Conditions, {**unknown, **_mapping(own.get("conditions"))})
     except TypeError as error:
         raise file.bad(f"circuitfind.conditions: {error}") from error
 
@@ -310,6 +312,8 @@ def _listed(file: _File, place: str, value: Any, d_model: int | None) -> list[An
 def _number(file: _File, place: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise file.bad(f"{place} is {value!r}, not a number")
+    if math.isinf(value):
+        raise file.bad(f"{place} is infinite")
     return float(value)
 
 

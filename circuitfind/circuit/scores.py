@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +21,7 @@ from circuitfind.config import SCHEMA_VERSION, Level
 from circuitfind.errors import RunError
 from circuitfind.model.anatomy import Anatomy
 from circuitfind.names import Edge, Node
+from circuitfind.reading import parse_json, read_arrays
 from circuitfind.shown import Shown
 
 FORMAT = "circuitfind.scores"
@@ -141,35 +141,54 @@ class Scores(Shown):
         Raises:
             RunError: The file is damaged or of another version.
         """
+        again = "run the same discover command with --force"
         try:
-            # Opened here: numpy leaves a damaged file open.
-            with path.open("rb") as handle, np.load(handle, allow_pickle=False) as data:
-                header = json.loads(str(data["header"]))
-                arrays = {name: data[name] for name in data.files if name != "header"}
-                values = arrays["values"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise RunError(
-                f"cannot read the scores: {error}",
-                where=str(path),
-                hint="run the same discover command with --force",
-            ) from error
-        if header.get("format") != FORMAT or header.get("version") != SCHEMA_VERSION:
-            raise RunError(
-                f"scores of version {header.get('version')}; this program reads version {SCHEMA_VERSION}",
-                where=str(path),
-                hint="run the same discover command with --force",
+            arrays = read_arrays(path)
+            header = parse_json(str(arrays.pop("header")), words=True)
+            told = (header.get("format"), header.get("version"))
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise RunError(f"cannot read the scores: {error}", where=str(path), hint=again) from error
+        if told != (FORMAT, SCHEMA_VERSION):
+            what = f"scores of version {told[1]}; this program reads version {SCHEMA_VERSION}"
+            later = isinstance(told[1], int) and told[1] > SCHEMA_VERSION
+            hint = "a later version of circuitfind wrote it: update circuitfind" if later else again
+            raise RunError(what, where=str(path), hint=hint)
+        try:
+            return cls._of(header, arrays)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"the scores are incomplete: {error}", where=str(path), hint=again) from error
+
+    @classmethod
+    def _of(cls, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Scores:
+        """What a file holds, each array of the numbers and sides that it must have."""
+        anatomy, names = Anatomy.from_dict(header["anatomy"]), header.get("position_names")
+        values = arrays["values"]
+        writers = len(anatomy.writers)
+        sides = {"nodes": (writers,), "per_prompt": (None, writers), "by_position": (None, *values.shape)}
+        for name, array in arrays.items():
+            if array.dtype.kind not in "fiub":
+                raise TypeError(f"'{name}' holds {str(array.dtype)[:40]}, not numbers")
+            wanted = sides.get(name)
+            fits = wanted is None or (
+                array.ndim == len(wanted)
+                and all(want in (None, side) for want, side in zip(wanted, array.shape, strict=True))
             )
-        names = header.get("position_names")
+            if not fits:
+                raise ValueError(f"'{name}' is {list(array.shape)}")
+        told: dict[str, Any] = {key: header[key] for key in ("method", "direction", "metric", "ablation")}
+        if header["level"] not in ("node", "edge") or not all(isinstance(x, str) for x in told.values()):
+            raise ValueError("the header says no level, method, direction, metric or ablation")
+        if not isinstance(header["facts"], dict):
+            raise TypeError("'facts' is no object")
         return cls(
-            anatomy=Anatomy.from_dict(header["anatomy"]),
+            anatomy=anatomy,
             level=header["level"],
             values=values,
-            **{name: arrays.get(name) for name in _OPTIONAL},
-            position_names=None if names is None else tuple(names),
+            nodes=arrays.get("nodes"),
+            per_prompt=arrays.get("per_prompt"),
+            by_position=arrays.get("by_position"),
+            position_names=None if names is None else tuple(map(str, names)),
             extra={name.removeprefix(_EXTRA): a for name, a in arrays.items() if name.startswith(_EXTRA)},
-            method=header["method"],
-            direction=header["direction"],
-            metric=header["metric"],
-            ablation=header["ablation"],
             facts=header["facts"],
+            **told,
         )

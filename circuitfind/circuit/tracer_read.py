@@ -15,7 +15,7 @@ from typing import Any
 
 from circuitfind.circuit.feature_graph import FeatureGraph
 from circuitfind.circuit.graph import Conditions
-from circuitfind.circuit.json_form import read_object, reading
+from circuitfind.circuit.json_form import filled, read_object, reading
 from circuitfind.errors import UnsupportedError
 from circuitfind.names import LOGITS, SLOTS, Edge, Kind, Node, parse_node
 
@@ -193,7 +193,7 @@ def _scores(read: list[_Read]) -> dict[str, float]:
 
 def _conditions(metadata: Mapping[str, Any], own: Mapping[str, Any]) -> Conditions:
     if own:
-        return Conditions(**own)
+        return filled(Conditions, own)
     pruning = metadata.get("pruning_settings") or {}
     generator = (metadata.get("info") or {}).get("generator") or {}
     settings = metadata.get("generation_settings") or {}

@@ -28,6 +28,7 @@ from circuitfind.dictionaries.weights import (
     take,
 )
 from circuitfind.errors import UnsupportedError, did_you_mean
+from circuitfind.reading import Unreadable, compose_yaml, construct_yaml, one_line
 
 CONFIG = "config.yaml"
 KINDS = ("transcoder_set", "cross_layer_transcoder")
@@ -36,23 +37,14 @@ Fetch = Callable[[str], Path]
 """From an ``hf://`` path to a file on this disk."""
 
 
-class _Plain(yaml.SafeLoader):
-    """Safe YAML without aliases: a few lines of them can stand for billions of nodes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are refused")
-        return super().compose_node(parent, index)
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """A configuration that is a YAML mapping."""
     text = read_text(path)
     try:
-        found = yaml.load(text, Loader=_Plain)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        line = str(error).splitlines()[0] if str(error) else "nested too deeply"
-        raise bad(f"is no YAML: {line}", path, "restore the file") from error
+        loader, node = compose_yaml(text)
+        found = None if node is None else construct_yaml(loader, node)
+    except (yaml.YAMLError, Unreadable) as error:
+        raise bad(f"is no YAML: {one_line(error)}", path, "restore the file") from error
     if not isinstance(found, dict):
         raise bad(f"holds a {type(found).__name__}, not a mapping", path, "restore the file")
     return found

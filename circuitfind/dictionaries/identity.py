@@ -7,6 +7,7 @@ from pathlib import Path
 
 from circuitfind.dictionaries import hub
 from circuitfind.errors import ModelError
+from circuitfind.reading import expanded
 
 _READ = (".safetensors", ".npz", ".pt", "cfg.json", "config.json", "config.yaml", "activation_scaler.json")
 """Files that decide what dictionaries compute; ``training.json``, logs and pages beside them do not."""
@@ -18,7 +19,7 @@ def dictionaries_identity(where: str | Path) -> str:
     Raises:
         ModelError: Nothing is there.
     """
-    path = Path(where).expanduser()
+    path = expanded(where)
     if not path.exists():
         if not hub.is_hub_name(str(where)):
             raise ModelError(

@@ -13,6 +13,7 @@ from circuitfind.dictionaries.gemma_scope import is_gemma_2, read_gemma_2, read_
 from circuitfind.dictionaries.sae_lens import CONFIG, WEIGHTS, is_sae_lens, read_sae_lens
 from circuitfind.dictionaries.weights import inside
 from circuitfind.errors import ModelError, UnsupportedError, UsageError
+from circuitfind.reading import expanded
 
 FORMATS = (
     "sae-lens (cfg.json and sae_weights.safetensors), circuit-tracer (config.yaml), gemma-scope (.npz), "
@@ -35,7 +36,7 @@ def load_dictionaries(where: str | Path, *, layers: Sequence[int] | None = None)
         UsageError: Two dictionaries for one place.
     """
     where = str(where)
-    path = Path(where).expanduser()
+    path = expanded(where)
     label = str(path)
     if not path.exists():
         if where.startswith((".", "/", "~")) or not hub.is_hub_name(where):

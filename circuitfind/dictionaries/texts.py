@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from circuitfind import reading
 from circuitfind.errors import ModelError, UsageError
+from circuitfind.reading import Unreadable, parse_json
 
 if TYPE_CHECKING:
     from circuitfind.model.bridge import Model
@@ -112,9 +113,9 @@ def read_text(path: Path) -> list[str]:
         UsageError: It cannot be read, or holds no text.
     """
     try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        content = reading.read_text(path)
+    except (OSError, Unreadable) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UsageError(
             f"the text cannot be read: {reason}", where=str(path), hint="give a file of plain text"
         ) from error
@@ -130,12 +131,12 @@ def _paragraphs(content: str) -> list[str]:
 
 
 def _jsonl(path: Path, content: str) -> Iterator[str]:
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            data = json.loads(line)
-        except ValueError:
+            data = parse_json(line)
+        except Unreadable:
             data = None
         text = data.get("text") if isinstance(data, dict) else None
         if not isinstance(text, str):

@@ -210,6 +210,7 @@ def _read(path: Path, key: str, model: Model) -> dict[str, Any] | None:
 def _write(path: Path, state: dict[str, Any]) -> None:
     fresh = path.with_name(f".{path.name}.tmp")
     try:
+        fresh.unlink(missing_ok=True)  # a link there would be written through
         torch.save(state, fresh)
         fresh.replace(path)
     except (OSError, RuntimeError) as error:

@@ -5,9 +5,7 @@ Everything is checked on what a file declares before its numbers are read; nothi
 
 from __future__ import annotations
 
-import json
 import math
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,14 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuitfind import reading
 from circuitfind.dictionaries.dictionary import Activation, Dictionary, Kind, Site
-from circuitfind.errors import CircuitfindError, ModelError, UnsupportedError, nearest
+from circuitfind.errors import ModelError, UnsupportedError, nearest
+from circuitfind.reading import MAX_SETTINGS, Unreadable, parse_json, read_arrays
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-MAX_TEXT = 4_000_000
-"""Bytes of a configuration."""
-MAX_RATIO = 200
-"""How far a compressed file of weights may unpack: real weights hardly shrink."""
 
 _AGAIN = "copy or download the file again"
 
@@ -35,19 +31,17 @@ def bad(what: str, where: object, hint: str = _AGAIN) -> ModelError:
 def read_text(path: Path) -> str:
     """A configuration as text."""
     try:
-        if path.stat().st_size > MAX_TEXT:
-            raise bad(f"is {path.stat().st_size:,} bytes, too large for a configuration", path)
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise bad(f"cannot be read: {error}", path) from error
+        return reading.read_text(path, MAX_SETTINGS)
+    except (OSError, Unreadable) as error:
+        raise bad(f"cannot be read: {getattr(error, 'strerror', None) or error}", path) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A configuration that is a JSON object."""
     try:
-        found = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise bad(f"is no JSON: {str(error) or 'nested too deeply'}", path) from error
+        found = parse_json(read_text(path))
+    except Unreadable as error:
+        raise bad(f"is no JSON: {error}", path) from error
     if not isinstance(found, dict):
         raise bad(f"holds a {type(found).__name__}, not an object", path)
     return found
@@ -95,42 +89,15 @@ def read_safetensors(path: Path, wanted: Iterable[str] | None = None) -> dict[st
 def read_npz(path: Path) -> dict[str, Tensor]:
     """The arrays of an ``.npz``; none may be pickled, and none is unpacked that is larger than it says."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            total = sum(info.file_size for info in archive.infolist())
-            if total > MAX_RATIO * max(path.stat().st_size, 4096):
-                raise bad(f"unpacks from {path.stat().st_size:,} to {total:,} bytes; refused", path)
-            for info in archive.infolist():
-                _check_npy(archive, info, path)
-        with np.load(path, allow_pickle=False) as data:
-            return {name: torch.from_numpy(np.ascontiguousarray(data[name])) for name in data.files}
-    except CircuitfindError:
-        raise
-    except Exception as error:  # zipfile, zlib and NumPy raise anything on bytes that make no sense
-        raise bad(f"the weights are damaged: {_line(error)}", path) from error
+        arrays = read_arrays(path, accept=_only_floats, free=0)
+    except (OSError, Unreadable) as error:
+        told = getattr(error, "strerror", None) or error
+        raise bad(f"the weights cannot be read: {told}", path) from error
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
-def _check_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None:
-    with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        reader = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if reader is None:
-            raise bad(f"'{info.filename}' has an unknown version {version}", path)
-        shape, _, dtype = reader(file)
-        if dtype.hasobject or dtype.kind != "f":
-            raise bad(
-                f"'{info.filename}' holds {dtype}, not floating-point numbers; pickled objects are refused",
-                path,
-                "weights are plain numbers",
-            )
-        needed = math.prod(shape) * dtype.itemsize + file.tell()
-        if needed != info.file_size:
-            raise bad(
-                f"'{info.filename}' declares {list(shape)} {dtype}, {needed:,} bytes, and has {info.file_size:,}",
-                path,
-            )
+def _only_floats(name: str, dtype: np.dtype[Any]) -> str | None:
+    return None if dtype.kind == "f" else f"holds {dtype}, not floating-point numbers"
 
 
 def take(tensors: Mapping[str, Tensor], name: str, where: object) -> Tensor:

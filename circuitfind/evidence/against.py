@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from circuitfind.circuit.curve import edge_strengths, roc_auc
 from circuitfind.circuit.graph import Circuit
-from circuitfind.circuit.json_form import finite, number
+from circuitfind.circuit.json_form import filled, finite, number
 from circuitfind.circuit.scores import Scores
 from circuitfind.errors import UsageError
 from circuitfind.evidence.listed import edges_of, reaches_mlps, rows_of, title
@@ -78,12 +78,13 @@ class Role:
         """Read what ``as_dict`` wrote."""
         numbers = ("recall", "roc_auc", "mean_rank", "mean_score")
         told = {name: value for name, value in data.items() if name != "wrong_sign"}
-        return cls(
-            **{
+        return filled(
+            cls,
+            {
                 **told,
                 **{name: number(data[name]) for name in numbers},
                 "missing": tuple(map(Ranked.from_dict, data["missing"])),
-            }
+            },
         )
 
 
@@ -140,13 +141,14 @@ class Comparison:
         Raises:
             KeyError, TypeError: It is incomplete.
         """
-        return cls(
-            **{
+        return filled(
+            cls,
+            {
                 **{name: value for name, value in data.items() if name != "text"},
                 "matches": tuple(map(Match.from_dict, data["matches"])),
                 "roles": tuple(map(Role.from_dict, data["roles"])),
                 "warnings": tuple(data["warnings"]),
-            }
+            },
         )
 
 

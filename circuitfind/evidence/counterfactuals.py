@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from circuitfind.circuit.json_form import filled
 from circuitfind.circuit.rule import Rule
 from circuitfind.config import Ablation, Direction, Positions
 from circuitfind.errors import CircuitfindError, UsageError
@@ -129,8 +130,9 @@ class CounterfactualStability:
             KeyError, TypeError: It is incomplete.
         """
         derived = ("edges_under", "nodes_under", "disagreements", "text")
-        return cls(
-            **{
+        return filled(
+            cls,
+            {
                 **{name: value for name, value in data.items() if name not in derived},
                 "names": tuple(data["names"]),
                 "edges": {name: tuple(under) for name, under in data["edges"].items()},
@@ -138,7 +140,7 @@ class CounterfactualStability:
                 "edge_overlap": Overlap.from_dict(data["edge_overlap"]),
                 "node_overlap": Overlap.from_dict(data["node_overlap"]),
                 "pairs": tuple((one, other, float(index)) for one, other, index in data["pairs"]),
-            }
+            },
         )
 
 

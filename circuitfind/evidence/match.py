@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitfind.circuit.curve import roc_auc
-from circuitfind.circuit.json_form import finite, number
+from circuitfind.circuit.json_form import filled, finite, number
 from circuitfind.evidence.overlap import jaccard
 
 Values = Float[np.ndarray, " part"]
@@ -36,7 +36,8 @@ class Ranked:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Ranked:
         """Read what ``as_dict`` wrote."""
-        return cls(data["name"], number(data["score"]), number(data["rank"]))
+        numbers = {name: number(data[name]) for name in ("score", "rank")}
+        return filled(cls, {**data, **numbers})
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,14 @@ class Match:
     def from_dict(cls, data: Mapping[str, Any]) -> Match:
         """Read what ``as_dict`` wrote."""
         numbers = (*_SHARES, *_SCORED)
-        return cls(
-            **{
+        return filled(
+            cls,
+            {
                 **data,
                 **{name: number(data[name]) for name in numbers},
                 "missing": tuple(map(Ranked.from_dict, data["missing"])),
                 "extra": tuple(data["extra"]),
-            }
+            },
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from circuitfind.circuit.json_form import finite, number
+from circuitfind.circuit.json_form import filled, finite, number
 from circuitfind.circuit.random import RandomCircuits
 from circuitfind.evidence.statistics import log_choose
 from circuitfind.model.anatomy import Anatomy
@@ -62,9 +62,8 @@ class Overlap:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Overlap:
         """Read what ``as_dict`` wrote."""
-        return cls(
-            **{name: number(value) for name, value in data.items() if name != "pairs"}, pairs=data["pairs"]
-        )
+        numbers = {name: number(value) for name, value in data.items() if name != "pairs"}
+        return filled(cls, {**data, **numbers})
 
 
 def jaccard(a: Collection[str], b: Collection[str]) -> float:
@@ -151,7 +150,7 @@ class Specificity:
     def from_dict(cls, data: Mapping[str, Any]) -> Specificity:
         """Read what ``as_dict`` wrote."""
         ranges = {name: Overlap.from_dict(data[name]) for name in ("random_edges", "random_nodes")}
-        return cls(**{**data, **ranges})
+        return filled(cls, {**data, **ranges})
 
 
 def specificity(

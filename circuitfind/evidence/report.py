@@ -9,7 +9,7 @@ from typing import Any
 
 from circuitfind.circuit.graph import Evaluation, Interval
 from circuitfind.circuit.intervals import plain
-from circuitfind.circuit.json_form import check_form, finite, number, read_object, reading
+from circuitfind.circuit.json_form import check_form, filled, finite, number, read_object, reading
 from circuitfind.config import SCHEMA_VERSION
 from circuitfind.shown import Shown
 
@@ -89,14 +89,17 @@ class Control:
     def from_dict(cls, data: Mapping[str, Any]) -> Control:
         """Read what ``as_dict`` wrote."""
         gap = data["difference"]
-        return cls(
-            **{
+        return filled(
+            cls,
+            {
                 **data,
                 "own": number(data["own"]),
                 "values": tuple(number(x) for x in data["values"]),
                 "p_value": number(data["p_value"]),
-                "difference": None if gap is None else Interval(**{k: number(x) for k, x in gap.items()}),
-            }
+                "difference": None
+                if gap is None
+                else filled(Interval, {k: number(x) for k, x in gap.items()}),
+            },
         )
 
 
@@ -162,17 +165,18 @@ class Evidence(Shown):
         check_form(data, "evidence", FORMAT, SCHEMA_VERSION, where=where, hint=hint)
         with reading("evidence", where=where, hint=hint):
             prompts = data["prompts"]
-            intervals = {name: Interval(**prompts[name]) for name in ("accuracy", "gap")}
-            return cls(
-                conditions=data["conditions"],
-                edges=data["edges"],
-                edges_in_model=data["edges_in_model"],
-                prompts=Prompts(**{**prompts, **intervals}),
-                measured=tuple(map(Evaluation.from_dict, data["measured"])),
-                controls=tuple(map(Control.from_dict, data["controls"])),
-                notes=tuple(data["notes"]),
-                parts={name: data[name] for name in PARTS if data.get(name) is not None},
-            )
+            intervals = {name: filled(Interval, prompts[name]) for name in ("accuracy", "gap")}
+            fields = {
+                "conditions": data["conditions"],
+                "edges": data["edges"],
+                "edges_in_model": data["edges_in_model"],
+                "prompts": filled(Prompts, {**prompts, **intervals}),
+                "measured": tuple(map(Evaluation.from_dict, data["measured"])),
+                "controls": tuple(map(Control.from_dict, data["controls"])),
+                "notes": tuple(data["notes"]),
+                "parts": {name: data[name] for name in PARTS if data.get(name) is not None},
+            }
+            return filled(cls, fields)
 
     @classmethod
     def load(cls, path: Path) -> Evidence:

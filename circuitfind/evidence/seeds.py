@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from circuitfind.circuit.json_form import finite, number
+from circuitfind.circuit.json_form import filled, finite, number
 from circuitfind.circuit.rule import Rule
 from circuitfind.config import Ablation, Direction, Positions
 from circuitfind.errors import UsageError
@@ -82,15 +82,16 @@ class SeedAxis:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SeedAxis:
         """Read what ``as_dict`` wrote."""
-        return cls(
-            **{
+        return filled(
+            cls,
+            {
                 **{name: data[name] for name in ("name", "different")},
                 "seeds": tuple(data["seeds"]),
                 "sizes": tuple(data["sizes"]),
                 "edges": Overlap.from_dict(data["edges"]),
                 "nodes": Overlap.from_dict(data["nodes"]),
                 "in_common": number(data["in_common"]),
-            }
+            },
         )
 
 
@@ -129,7 +130,7 @@ class SeedStability:
             KeyError, TypeError: It is incomplete.
         """
         told = {name: value for name, value in data.items() if name != "text"}
-        return cls(**{**told, "axes": tuple(map(SeedAxis.from_dict, data["axes"]))})
+        return filled(cls, {**told, "axes": tuple(map(SeedAxis.from_dict, data["axes"]))})
 
 
 def over_seeds(

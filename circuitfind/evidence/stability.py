@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Int
 
 from circuitfind.circuit.evaluate import Evaluator
-from circuitfind.circuit.json_form import finite, number
+from circuitfind.circuit.json_form import filled, finite, number
 from circuitfind.circuit.rule import Rule
 from circuitfind.circuit.scores import Scores
 from circuitfind.config import Ablation, Direction, Positions
@@ -168,16 +168,17 @@ class PromptStability:
         ranges = ("edges", "nodes", "edges_with_circuit", "nodes_with_circuit")
         listed = ("circuit_edges", "circuit_nodes", "other_edges")
         null = data["specificity"]
-        return cls(
-            **{
+        return filled(
+            cls,
+            {
                 **told,
                 **{name: Overlap.from_dict(data[name]) for name in ranges},
-                **{name: tuple(Inclusion(**one) for one in data[name]) for name in listed},
+                **{name: tuple(filled(Inclusion, one) for one in data[name]) for name in listed},
                 "whole_with_circuit": number(data["whole_with_circuit"]),
                 "sizes": tuple(data["sizes"]),
                 "faithfulness": tuple(number(x) for x in data["faithfulness"]),
                 "specificity": None if null is None else Specificity.from_dict(null),
-            }
+            },
         )
 
 

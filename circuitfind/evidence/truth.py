@@ -23,6 +23,7 @@ from circuitfind.config import ABLATIONS
 from circuitfind.errors import ModelError, UsageError, did_you_mean
 from circuitfind.model.anatomy import Anatomy
 from circuitfind.names import Kind, parse_edge
+from circuitfind.reading import read_json
 from circuitfind.task.findings import Known
 
 EDGES = "edges.json"
@@ -55,7 +56,7 @@ def truth_of_folder(folder: Path, ablation: str) -> Known | None:
             )
         return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path, words=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"the true edges cannot be read: {error}", where=str(path), hint=_HINT) from error
     given, under = _edges(data, ablation, path)
@@ -130,7 +131,7 @@ def _checked(given: list[Any], anatomy: Anatomy | None, path: Path) -> list[str]
 def _anatomy(folder: Path) -> Anatomy | None:
     """The shape that a TransformerLens-format config.json gives; None where it is another or damaged."""
     try:
-        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
+        config: Any = read_json(folder / "config.json", words=True)["config"]
         return Anatomy(
             int(config["n_layers"]),
             int(config["n_heads"]),

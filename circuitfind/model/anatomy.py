@@ -25,6 +25,9 @@ from jaxtyping import Bool
 from circuitfind.errors import UsageError, nearest
 from circuitfind.names import INPUT, LOGITS, Edge, Kind, Node, parse_edge, parse_node, reader_name
 
+MAX_PLACES = 2_000_000_000
+"""Writers times readers, of which a table takes a byte each; a model of 96 layers of 96 heads has 260 million."""
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -293,6 +296,21 @@ class Anatomy:
             TypeError, ValueError: It is incomplete, or names parts that no model has.
         """
         parts = tuple(tuple(names) for names in data.get("parts", ()))
+        if not all(isinstance(name, str) for names in parts for name in names):
+            raise TypeError("'parts' holds what is no name")
+        for key in ("n_layers", "n_heads", "n_kv_heads"):
+            if type(data[key]) is not int or data[key] < 1:
+                raise ValueError(f"'{key}' is {str(data[key])[:40]}, not a whole number above 0")
+        for key in ("has_mlp", "parallel", "live_errors"):
+            if not isinstance(data.get(key, False), bool):
+                raise ValueError(f"'{key}' is {str(data[key])[:40]}, not true or false")
+        layers, heads, shared = data["n_layers"], data["n_heads"], data["n_kv_heads"]
+        if heads % shared:
+            raise ValueError(f"{heads} heads cannot share {shared} key/value heads")
+        inside = sum(map(len, parts))
+        # Before it is unfolded: two numbers in a file can stand for a table of any size.
+        if (layers * (heads + 1) + inside) * (layers * (heads + 2 * shared + 1) + inside) > MAX_PLACES:
+            raise ValueError(f"{layers} layers of {heads} heads are more than any model has")
         return cls(**{**data, "parts": parts})
 
     def as_dict(self) -> dict[str, Any]:

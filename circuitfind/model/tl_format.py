@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitfind.errors import ModelError, UnsupportedError, nearest
+from circuitfind.errors import ModelError, UnsupportedError, nearest, shortened
 from circuitfind.model.bridge import Model
 from circuitfind.model.quiet import quiet
+from circuitfind.offload import current
+from circuitfind.reading import one_line
 
 
 def load_tl(
@@ -35,10 +37,60 @@ def load_tl(
         )
     state: dict[str, Tensor] = {}
     for path in weights:
-        state.update(load_file(path))
+        try:
+            state.update(load_file(path))
+        except Exception as error:  # safetensors and torch raise errors of several kinds
+            raise ModelError(
+                f"the weights are damaged: {one_line(error)}",
+                where=str(path),
+                hint="copy or download the file again",
+            ) from error
+    _check_sizes(config["config"], state, str(folder / "config.json"))
     return boot_native(
         config["config"], state, name, device, fingerprint, source=f"folder: {folder.resolve()}"
     )
+
+
+_SIZES = ("n_layers", "d_model", "n_ctx", "d_head", "n_heads", "d_vocab")
+_MORE_SIZES = ("d_mlp", "d_vocab_out", "n_key_value_heads")
+_MAX_MASKS = 8_000_000_000
+"""Bytes of the masks of all layers, which the native bridge makes before anything is run."""
+
+
+def _check_sizes(config: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> None:
+    """Hold the sizes that a file gives against its weights, before a model of these sizes is made."""
+    hint = "the folder's config.json and its weights do not belong together"
+    largest = max((max(tensor.shape, default=1) for tensor in state.values()), default=0)
+    for key in (*_SIZES, *_MORE_SIZES):
+        value = config.get(key)
+        if value is None and key in _MORE_SIZES:
+            continue
+        if key == "d_vocab_out" and value == -1:  # as many as are read
+            continue
+        if type(value) is not int or value < 1:
+            raise ModelError(
+                f"{key} is {shortened(repr(value), 60)}, not a whole number above 0", where=where, hint=hint
+            )
+        if key not in ("n_layers", "n_ctx", "n_heads", "n_key_value_heads") and value > largest:
+            raise ModelError(f"{key} is {value:,}, and no weight has so many", where=where, hint=hint)
+    blocks = {key.split(".")[1] for key in state if key.startswith("blocks.") and key.count(".") > 1}
+    layers, heads, ctx = config["n_layers"], config["n_heads"], config["n_ctx"]
+    if layers != len(blocks):
+        raise ModelError(
+            f"n_layers is {layers:,}, and there are weights of {len(blocks)} layers", where=where, hint=hint
+        )
+    if heads > largest or heads % (config.get("n_key_value_heads") or heads):
+        raise ModelError(
+            f"n_heads is {heads:,}, which does not fit n_key_value_heads or the weights",
+            where=where,
+            hint=hint,
+        )
+    if layers * ctx * ctx > _MAX_MASKS:
+        raise ModelError(
+            f"n_ctx is {ctx:,}, and the masks of so many positions take more than {_MAX_MASKS:,} bytes",
+            where=where,
+            hint="write a smaller n_ctx where positions are rotated; prompts are short",
+        )
 
 
 def boot_native(
@@ -50,6 +102,11 @@ def boot_native(
     *,
     source: str,
 ) -> Model:
+    if current().placed:
+        raise UnsupportedError(
+            f"the weights of {name} cannot be placed: it is in TransformerLens format",
+            hint="leave out --device-map and --max-memory, or give the model as a Hugging Face folder",
+        )
     kind = config.get("normalization_type")
     if kind is not None and str(kind).upper() not in (
         "LN",
@@ -69,9 +126,9 @@ def boot_native(
         try:
             settings = TransformerBridgeConfig(**{**config, "device": str(device)})
             bridge = TransformerBridge.boot_native(settings)
-        except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        except Exception as error:  # it trusts its configuration, and raises whatever comes of a bad one
             raise ModelError(
-                f"the configuration is not one of a TransformerLens model: {error}",
+                f"the configuration is not one of a TransformerLens model: {one_line(error)}",
                 where=name,
                 hint="compare its config.json",
             ) from error
@@ -103,7 +160,10 @@ def _native_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor], name: 
                 where=name,
                 hint="the folder's config.json and its weights do not belong together",
             )
-        tensor = transform(state[source])
+        try:
+            tensor = transform(state[source])
+        except (IndexError, RuntimeError):  # it has other axes
+            tensor = state[source]
         if tensor.shape != wanted.shape:
             raise ModelError(
                 f"'{source}' has the shape {tuple(state[source].shape)}, which config.json does not give",

@@ -18,8 +18,14 @@ LEAST = 0.005
 """Shares below this are zero in whole percents: they are not drawn."""
 
 
+MOST = 10
+"""Shares beyond this, either way, are of next to nothing: how far beyond is noise."""
+
+
 def percent(share: float) -> str:
-    """``34 %``, also beyond 100 and below 0."""
+    """``34 %``, also beyond 100 and below 0; ``over 1,000 %`` beyond ten times."""
+    if abs(share) > MOST:
+        return "over 1,000 %" if share > 0 else "below -1,000 %"
     whole = round(100 * share)  # an integer has no minus zero
     return f"{whole} %"
 

@@ -25,6 +25,7 @@ import yaml
 from circuitfind.errors import UsageError
 from circuitfind.names import Kind, Node, parse_node
 from circuitfind.output.files import write_atomic
+from circuitfind.reading import MAX_YAML, Unreadable, compose_yaml, read_text
 
 FILE = "labels.yaml"
 HEADER = """\
@@ -116,11 +117,11 @@ class Labels:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._text = path.read_text(encoding="utf-8-sig")
+            self._text = read_text(path, MAX_YAML)
         except FileNotFoundError:
             self._text = ""
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        except (OSError, Unreadable) as error:
+            reason = getattr(error, "strerror", None) or error
             raise UsageError(
                 f"the labels cannot be read: {reason}",
                 where=str(path),
@@ -223,7 +224,7 @@ class Labels:
 
     def _heading(self, key: tuple[str, ...]) -> str:
         """As it is written in the file."""
-        root = yaml.compose(self._text, Loader=yaml.SafeLoader)
+        _, root = compose_yaml(self._text)
         assert isinstance(root, yaml.MappingNode)
         return next(str(head.value) for head, _ in root.value if _digits(str(head.value)) == key)
 
@@ -248,8 +249,8 @@ def _says(text: str, path: Path, wanted: Mapping[tuple[str, ...], Names]) -> boo
 
 def _sections(text: str, path: Path) -> tuple[_Section, ...]:
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+        _, root = compose_yaml(text)
+    except (yaml.YAMLError, Unreadable) as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         last = len(text.rstrip().splitlines()) - 1  # what is left open is told at the end of the file

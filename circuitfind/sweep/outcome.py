@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from circuitfind.circuit.json_form import filled
+from circuitfind.output.cells import cell
+from circuitfind.reading import read_json
 from circuitfind.sweep.cells import ALWAYS, Cell, Sweep
 
 FORMAT = "circuitfind.sweep"
@@ -70,7 +73,7 @@ class Outcome:
             TypeError, KeyError: It is not that.
         """
         known = {one.name for one in fields(cls)}
-        return cls(**{key: value for key, value in data.items() if key in known})
+        return filled(cls, {key: value for key, value in data.items() if key in known})
 
 
 def of_summary(cell: Cell, summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,22 +151,14 @@ class Results:
             row += [one.state, one.run, one.ablation]
             row += [found.get(key) for key in ("value", "low", "high")]
             row += [getattr(one, name) for name in numbers]
-            writer.writerow(["" if x is None else _cell(x) for x in row])
+            writer.writerow(["" if x is None else cell(x) for x in row])
         return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    """A text that a spreadsheet would take for a formula is quoted, as such programs read it."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    risky = isinstance(value, str) and value[:1] in ("=", "+", "-", "@")
-    return f"'{value}" if risky else value
 
 
 def earlier(folder: Path, cells: Sequence[Cell]) -> dict[str, Outcome]:
     """What an earlier call recorded, by label; nothing where the file is missing or damaged, since runs are the record."""
     try:
-        data = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        data = read_json(folder / FILE)
         if (data["format"], data["version"]) != (FORMAT, VERSION):
             return {}
         found = [Outcome.from_dict(one) for one in data["cells"]]

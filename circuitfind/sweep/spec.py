@@ -12,11 +12,13 @@ from circuitfind.config import Ablation, Controls, Direction, Errors, Nodes, Pos
 from circuitfind.errors import CircuitfindError, ModelError, TaskError, did_you_mean
 from circuitfind.methods import METHODS
 from circuitfind.model.identity import model_folder
+from circuitfind.reading import expanded
 from circuitfind.task.checks import Problem
+from circuitfind.task.outside import check_inside
 from circuitfind.task.part import Key, Part, Text
 from circuitfind.task.parts import Count, Number, one_of_two
 from circuitfind.task.source import Source, explain, read_yaml, task_error
-from circuitfind.task.spec import MetricName, TaskSpec, load_task
+from circuitfind.task.spec import MetricName, TaskSpec, load_task, task_folders
 from circuitfind.zoo import is_zoo, split_zoo
 
 KIND = "sweep file"
@@ -166,7 +168,7 @@ class SweepSpec(Part):
 
     def place(self, name: str) -> str:
         """A file or folder that the sweep names, seen from where the command runs: its paths begin at the sweep file."""
-        path = Path(name).expanduser()
+        path = expanded(name)
         beside = self.path.parent / path
         if path.is_absolute() or self.path.parent.resolve() == Path.cwd() or not beside.exists():
             return name
@@ -180,7 +182,7 @@ def load_sweep(path: str | Path) -> SweepSpec:
         TaskError: There is no such file, or it is no sweep; all of its problems are listed, with their lines.
     """
     try:
-        data, source = read_yaml(Path(path).expanduser(), KIND)
+        data, source = read_yaml(expanded(path), KIND)
     except TaskError as error:
         hint = error.hint.replace("circuitfind init", "circuitfind sweep --template")
         raise TaskError(error.what, hint=hint, where=error.where, details=error.details) from None
@@ -203,7 +205,7 @@ def _problems(spec: SweepSpec) -> Iterator[Problem]:
     tasks: list[TaskSpec] = []
     for path, name in _items(spec.tasks, "tasks"):
         try:
-            tasks.append(load_task(spec.place(name) if "." in name else name))
+            tasks.append(load_task(_task(spec, name) if "." in name else name))
         except CircuitfindError as error:
             what = f"{error.where}: {error.what}" if error.where else error.what
             yield Problem(path, what, error.hint)
@@ -225,6 +227,18 @@ def _problems(spec: SweepSpec) -> Iterator[Problem]:
         )
     yield from _counterfactuals(spec, tasks)
     yield from _left_out(spec)
+
+
+def _task(spec: SweepSpec, name: str) -> str:
+    """The path of a task that the sweep names.
+
+    Raises:
+        TaskError: It lies neither beside or below the sweep file nor where tasks are looked for.
+    """
+    place = spec.place(name)
+    folders = [spec.path.parent, spec.path.resolve().parent, *task_folders()]
+    check_inside(expanded(place), folders, name, None)
+    return place
 
 
 def _model(spec: SweepSpec, path: tuple[str | int, ...], name: str) -> Iterator[Problem]:

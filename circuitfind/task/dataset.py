@@ -38,7 +38,7 @@ def _columns(text: str) -> str:
 
 
 RowText = Annotated[Text, AfterValidator(_columns)]
-HubName = Annotated[StrictStr, StringConstraints(pattern=r"^[\w.-]+(/[\w.-]+)?$")]
+HubName = Annotated[StrictStr, StringConstraints(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")]
 Named = Annotated[dict[Key, RowText], Field(min_length=1)]
 
 

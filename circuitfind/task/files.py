@@ -10,13 +10,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from circuitfind.errors import TaskError, nearest
+from circuitfind.reading import MAX_TEXT, Unreadable, parse_json
 from circuitfind.task.align import Prompt, RawPair
 from circuitfind.task.parts import DEFAULT_COUNTERFACTUAL
 from circuitfind.task.source import read_text, shown_path
 from circuitfind.task.templates import Filled
 
 COLUMNS = ("clean", "corrupted", "answer", "wrong")
-_IDS = re.compile(r"\[\s*\d+(\s*,\s*\d+)*\s*\]")
+_IDS = re.compile(r"\[\s*[0-9]{1,9}(\s*,\s*[0-9]{1,9})*\s*\]")
+_ID = re.compile("[0-9]{1,9}")
 _MORE = DEFAULT_COUNTERFACTUAL + ":"
 
 Row = tuple[int, dict[str, object]]
@@ -84,10 +86,10 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[Row]:
         if not content.strip():
             continue
         try:
-            row = json.loads(content)
-        except json.JSONDecodeError as error:
+            row = parse_json(content)
+        except Unreadable as error:
             raise TaskError(
-                f"broken JSON: {error.msg} at column {error.colno}",
+                str(error),
                 hint="each line is one JSON object with clean, corrupted, answer and wrong",
                 where=f"{shown_path(path)}:{line}",
             ) from None
@@ -102,6 +104,7 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[Row]:
+    csv.field_size_limit(MAX_TEXT)  # the library's own is less than some prompts
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
     before = 0
@@ -143,10 +146,10 @@ def _csv_values(path: Path, line: int, row: Mapping[str, str]) -> dict[str, obje
     values: dict[str, object] = dict(row)
     for column in prompts:
         if as_ids and _IDS.fullmatch(row[column].strip()):
-            values[column] = json.loads(row[column])
+            values[column] = parse_json(row[column])
     for column in ("answer", "wrong"):
         parts = row[column].split("|")
-        digits = all(part.strip().isdecimal() for part in parts)
+        digits = all(_ID.fullmatch(part.strip()) for part in parts)
         values[column] = [int(part) for part in parts] if as_ids and digits else parts
     return values
 

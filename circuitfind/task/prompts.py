@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from circuitfind.errors import PromptError, TaskError, did_you_mean
 from circuitfind.task.align import Aligner, PairProblem, RawPair
 from circuitfind.task.draw import Drawer
 from circuitfind.task.files import read_pairs
+from circuitfind.task.outside import named_file
 from circuitfind.task.pairs import (
     Dropped,
     Padded,
@@ -75,7 +75,7 @@ def make_pairs(
     """
     if tokenizer is None and spec.vocab is not None:
         tokenizer = VocabTokenizer(spec.vocab)
-    if tokenizer is None and _needs_tokenizer(spec):
+    if tokenizer is None and needs_tokenizer(spec):
         raise PromptError(
             "the prompts are text, but the model has no tokenizer",
             hint="give prompts as lists of token ids, or list the words of the model as 'vocab'",
@@ -127,9 +127,9 @@ def _raw_pairs(
     """The pairs before tokenisation, the counterfactual's name, and slot values left out; ``passed`` is filled."""
     prompts = spec.prompts
     if prompts.file is not None:
-        folder = spec.path.parent if spec.path is not None else Path()
         try:
-            pairs, name = read_pairs(folder / Path(prompts.file).expanduser(), counterfactual)
+            path = named_file(spec.path, prompts.file, spec.where("prompts", "file"))
+            pairs, name = read_pairs(path, counterfactual)
         except TaskError as error:
             if error.where is None:
                 raise TaskError(error.what, hint=error.hint, where=spec.where("prompts", "file")) from None
@@ -144,8 +144,7 @@ def _raw_pairs(
             where=spec.where("prompts"),
         )
     if prompts.dataset is not None:
-        folder = spec.path.parent if spec.path is not None else Path()
-        rows, reasons = read_rows(prompts.dataset, folder, aligner, name, count)
+        rows, reasons = read_rows(prompts.dataset, spec.path, aligner, name, count)
         passed.update(reasons)
         return rows, name, {}
     if prompts.templates is not None:
@@ -201,7 +200,8 @@ def _prompt(value: str | tuple[int, ...]) -> Filled | tuple[int, ...]:
     return Filled(value, ()) if isinstance(value, str) else value
 
 
-def _needs_tokenizer(spec: TaskSpec) -> bool:
+def needs_tokenizer(spec: TaskSpec) -> bool:
+    """Whether a task's prompts are text."""
     prompts = spec.prompts
     from_text = prompts.templates is not None or prompts.dataset is not None
     return from_text or any(isinstance(pair.clean, str) for pair in prompts.pairs or ())

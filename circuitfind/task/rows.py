@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,9 +11,11 @@ from typing import Any
 
 from circuitfind.config import offline
 from circuitfind.errors import PromptError, TaskError, nearest
+from circuitfind.reading import Unreadable, expanded, parse_json
 from circuitfind.task.align import Aligner, RawPair
 from circuitfind.task.columns import ColumnProblem, parse_columns, value_of
 from circuitfind.task.dataset import DatasetPrompts
+from circuitfind.task.outside import check_inside, named_file
 from circuitfind.task.source import read_text, shown_path
 from circuitfind.task.templates import Filled
 
@@ -28,13 +29,13 @@ Row = tuple[str, Mapping[str, Any]]
 
 
 def read_rows(
-    prompts: DatasetPrompts, base: Path, aligner: Aligner, counterfactual: str, count: int | None
+    prompts: DatasetPrompts, owner: Path | None, aligner: Aligner, counterfactual: str, count: int | None
 ) -> tuple[list[RawPair], dict[str, int]]:
     """The first ``count`` rows that the task takes, as pairs, and why others were passed over, by reason.
 
     Args:
         prompts: What the task says of the rows.
-        base: Folder of the task file.
+        owner: The task file; None for a task that was made in Python.
         aligner: Counts tokens.
         counterfactual: Which corrupted prompt.
         count: How many; all if None.
@@ -43,7 +44,7 @@ def read_rows(
         TaskError: No such data set, a damaged file, or a row that lacks a column (with its file and row).
         PromptError: No row is left.
     """
-    files = rows_files(prompts, base)
+    files = rows_files(prompts, owner)
     pairs: list[RawPair] = []
     passed: Counter[str] = Counter()
     seen = 0
@@ -125,11 +126,9 @@ def _lines(path: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise TaskError(
-                f"broken JSON: {error.msg} at column {error.colno}", hint=hint, where=where
-            ) from None
+            row = parse_json(line)
+        except Unreadable as error:
+            raise TaskError(str(error), hint=hint, where=where) from None
         if not isinstance(row, dict):
             raise TaskError(f"is a {type(row).__name__}, not an object", hint=hint, where=where)
         yield where, row
@@ -164,17 +163,22 @@ def _parquet(path: Path) -> Iterator[Row]:
 # Where the files are.
 
 
-def rows_files(prompts: DatasetPrompts, base: Path) -> tuple[Path, ...]:
+def rows_files(prompts: DatasetPrompts, owner: Path | None) -> tuple[Path, ...]:
     """The files of a split, in order; those of the hub are fetched, or taken from its cache.
 
     Raises:
-        TaskError: They are nowhere.
+        TaskError: They are nowhere, or outside of the folder of the task file, which is ``owner``.
     """
     if prompts.folder is not None:
-        return _in_folder(prompts, base / Path(prompts.folder).expanduser())
+        folder = named_file(owner, prompts.folder, "prompts.dataset.folder")
+        found = _in_folder(prompts, folder)
+        own = [] if owner is None else [folder, owner.parent, owner.resolve().parent]
+        for path in found if own else ():
+            check_inside(path, own, str(path.relative_to(folder)), shown_path(folder))
+        return found
     named = os.environ.get(ROWS_VARIABLE)
     if named:
-        root = Path(named).expanduser()
+        root = expanded(named)
         if not root.is_dir():
             raise TaskError(
                 f"${ROWS_VARIABLE} is '{named}', which is no folder",

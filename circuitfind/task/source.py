@@ -11,13 +11,14 @@ from typing import Any
 import yaml
 from pydantic_core import ErrorDetails
 
+from circuitfind import reading
 from circuitfind.errors import TaskError, did_you_mean, nearest
+from circuitfind.reading import MAX_YAML, Unreadable, compose_yaml, construct_yaml
 from circuitfind.task.checks import Problem
 
 Key = str | int
 
-MAX_NODES = 200_000  # aliases are followed, so that a small file can stand for a huge one
-MAX_DEPTH = 50
+_SMALL = ("task file", "sweep file")
 _SURPRISES = {"yes", "no", "on", "off"}
 _BOOLEAN = "tag:yaml.org,2002:bool"
 
@@ -58,7 +59,7 @@ def shown_path(path: Path) -> str:
     """The path as the user would type it: relative to the current folder where it lies below."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
+    except (ValueError, OSError, RuntimeError):  # it lies elsewhere, or is a link to itself
         return str(path)
 
 
@@ -69,14 +70,15 @@ def read_text(path: Path, kind: str) -> str:
         TaskError: there is no such file, or it cannot be read as UTF-8 text.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return reading.read_text(path, MAX_YAML if kind in _SMALL else reading.MAX_TEXT)
     except FileNotFoundError:
         near = nearest(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
         hint = f"did you mean '{path.parent / near}'?" if near else "check the path"
         raise TaskError(f"no {kind} at '{shown_path(path)}'", hint=hint) from None
-    except UnicodeDecodeError as error:
+    except Unreadable as error:
         raise TaskError(
-            f"'{shown_path(path)}' is not UTF-8 text (byte {error.start})", hint="save it as UTF-8"
+            f"'{shown_path(path)}' cannot be read: {error}",
+            hint="save it as UTF-8 text; many prompts belong into a prompt file (.jsonl or .csv)",
         ) from None
     except OSError as error:
         raise TaskError(
@@ -96,8 +98,7 @@ def read_yaml(path: Path, kind: str = "task file") -> tuple[dict[str, Any], Sour
 def parse_yaml(text: str, path: Path, kind: str) -> tuple[dict[str, Any], Source]:
     """The same of a text that stands in a file."""
     try:
-        loader = yaml.SafeLoader(text)  # it builds plain data only
-        node = loader.get_single_node()
+        loader, node = compose_yaml(text)
         if not isinstance(node, yaml.MappingNode):
             raise TaskError(
                 f"a {kind} is a mapping of keys to values, this {'is empty' if node is None else 'is none'}",
@@ -105,8 +106,8 @@ def parse_yaml(text: str, path: Path, kind: str) -> tuple[dict[str, Any], Source
                 where=f"{shown_path(path)}:1",
             )
         walk = _Walk(path)
-        walk.visit(node, (), 0)
-        data = loader.construct_document(node)
+        walk.visit(node, ())
+        data = construct_yaml(loader, node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
@@ -116,10 +117,10 @@ def parse_yaml(text: str, path: Path, kind: str) -> tuple[dict[str, Any], Source
             hint="texts with ': ', '#', quotes or braces must stand in quotes; indent with blanks, not tabs",
             where=f"{shown_path(path)}{line}",
         ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise TaskError(
-            f"broken YAML: {str(error).splitlines()[0]}",
-            hint="check the file in an editor",
+            f"broken YAML: {reading.one_line(error)}",
+            hint="check the file in an editor; an alias (*name) must not stand inside its own anchor (&name)",
             where=shown_path(path),
         ) from None
     source = Source(path, walk.lines, walk.spelt)
@@ -137,24 +138,18 @@ class _Walk:
         self.spelt: dict[tuple[Key, ...], str] = {}
         self.problems: list[Problem] = []
 
-    def visit(self, node: yaml.Node, keys: tuple[Key, ...], depth: int) -> None:
-        if depth > MAX_DEPTH or len(self.lines) > MAX_NODES:
-            raise TaskError(
-                "the file is nested too deeply or refers to itself",
-                hint="an alias (*name) must not stand inside its own anchor (&name)",
-                where=f"{shown_path(self.path)}:{node.start_mark.line + 1}",
-            )
+    def visit(self, node: yaml.Node, keys: tuple[Key, ...]) -> None:
         self.lines.setdefault(keys, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
-            self._mapping(node, keys, depth)
+            self._mapping(node, keys)
         elif isinstance(node, yaml.SequenceNode):
             for number, item in enumerate(node.value):
-                self.visit(item, (*keys, number), depth + 1)
+                self.visit(item, (*keys, number))
         elif isinstance(node, yaml.ScalarNode):
             self.spelt[keys] = node.value
             self._surprise(node, keys)
 
-    def _mapping(self, node: yaml.MappingNode, keys: tuple[Key, ...], depth: int) -> None:
+    def _mapping(self, node: yaml.MappingNode, keys: tuple[Key, ...]) -> None:
         seen: dict[str, int] = {}
         for key_node, value in node.value:
             line = key_node.start_mark.line + 1
@@ -178,7 +173,7 @@ class _Walk:
             seen[key] = line
             self.lines[path] = line
             self._surprise(key_node, path)
-            self.visit(value, path, depth + 1)
+            self.visit(value, path)
 
     def _surprise(self, node: yaml.ScalarNode, keys: tuple[Key, ...]) -> None:
         if node.style is None and node.tag == _BOOLEAN and node.value.lower() in _SURPRISES:

@@ -26,6 +26,7 @@ from pydantic_core import PydanticCustomError
 import circuitfind
 from circuitfind.config import DEFAULT_MIN_ACCURACY, Ablation, Direction
 from circuitfind.errors import TaskError, did_you_mean, nearest
+from circuitfind.reading import expanded
 from circuitfind.shown import Shown
 from circuitfind.task.checks import END, find_problems
 from circuitfind.task.findings import Expect, ExpectList, Known, KnownList
@@ -166,7 +167,7 @@ def load_task(name_or_path: str | Path, search: Sequence[Path] | None = None) ->
         TaskError: no such task, or a file that is no task; all of its problems are listed.
     """
     text = str(name_or_path)
-    path = Path(text).expanduser()
+    path = expanded(text)
     if path.suffix not in SUFFIXES and os.sep not in text:
         tasks = find_tasks(search)
         if text not in tasks:
@@ -201,7 +202,7 @@ def _spec_of(path: Path, text: str) -> TaskSpec:
 
 def task_folders() -> list[Path]:
     """Folders that are searched for tasks: $CIRCUITFIND_TASKS, ./tasks, and the packaged one."""
-    named = [Path(part).expanduser() for part in os.environ.get(TASKS_VARIABLE, "").split(os.pathsep) if part]
+    named = [expanded(part) for part in os.environ.get(TASKS_VARIABLE, "").split(os.pathsep) if part]
     package = Path(circuitfind.__file__).parent
     packaged = [package / "_tasks", package.parent / "tasks"]
     shipped = next((folder for folder in packaged if folder.is_dir()), packaged[0])

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitfind.circuit.graph import Interval
-from circuitfind.circuit.json_form import check_form, finite, read_object, reading
+from circuitfind.circuit.json_form import check_form, filled, finite, read_object, reading
 
 FORMAT, VERSION = "circuitfind.views", 1
 
@@ -249,15 +249,16 @@ class Views:
         check_form(data, "views file", FORMAT, VERSION, where=where, hint=again)
         with reading("views file", where=where, hint=again):
             prompts = data["prompts"]
-            return cls(
-                conditions=data["conditions"],
-                effects=_maybe(_effects, data["effects"]),
-                curve=_maybe(_curve, data["curve"]),
-                patterns=_maybe(_patterns, data["patterns"]),
-                prompts=None if prompts is None else tuple(PromptRow(**row) for row in prompts),
-                missing=data["missing"],
-                notes=tuple(data.get("notes", ())),
-            )
+            fields = {
+                "conditions": data["conditions"],
+                "effects": _maybe(_effects, data["effects"]),
+                "curve": _maybe(_curve, data["curve"]),
+                "patterns": _maybe(_patterns, data["patterns"]),
+                "prompts": None if prompts is None else tuple(filled(PromptRow, row) for row in prompts),
+                "missing": data["missing"],
+                "notes": tuple(data.get("notes", ())),
+            }
+            return filled(cls, fields)
 
     @classmethod
     def load(cls, path: Path) -> Views:
@@ -274,34 +275,34 @@ def _maybe(read: Any, data: Any) -> Any:
 
 
 def _column(data: Mapping[str, Any]) -> Column:
-    return Column(**{name: tuple(values) for name, values in data.items()})
+    return filled(Column, {name: tuple(values) for name, values in data.items()})
 
 
 def _effects(data: Mapping[str, Any]) -> Effects:
     columns = {name: _maybe(_column, data[name]) for name in ("noising", "denoising", "direct")}
-    return Effects(**{**data, **columns, "nodes": tuple(data["nodes"])})
+    return filled(Effects, {**data, **columns, "nodes": tuple(data["nodes"])})
 
 
 def _curve(data: Mapping[str, Any]) -> Curve:
     def band(found: Mapping[str, Any]) -> Band:
-        return Band(**{**found, **{name: tuple(found[name]) for name in ("mean", "low", "high")}})
+        return filled(Band, {**found, **{name: tuple(found[name]) for name in ("mean", "low", "high")}})
 
     def point(found: Mapping[str, Any]) -> Point:
-        both = {name: Bounds(**found[name]) for name in ("faithfulness", "completeness")}
-        return Point(**{**found, **both})
+        both = {name: filled(Bounds, found[name]) for name in ("faithfulness", "completeness")}
+        return filled(Point, {**found, **both})
 
-    return Curve(
-        ablation=data["ablation"],
-        n_prompts=data["n_prompts"],
-        edges=tuple(data["edges"]),
-        connected=tuple(data["connected"]),
-        faithfulness=tuple(Bounds(**one) for one in data["faithfulness"]),
-        completeness=tuple(Bounds(**one) for one in data["completeness"]),
-        random=_maybe(band, data["random"]),
-        circuit=point(data["circuit"]),
-    )
+    found = {
+        "edges": tuple(data["edges"]),
+        "connected": tuple(data["connected"]),
+        "faithfulness": tuple(filled(Bounds, one) for one in data["faithfulness"]),
+        "completeness": tuple(filled(Bounds, one) for one in data["completeness"]),
+        "random": _maybe(band, data["random"]),
+        "circuit": point(data["circuit"]),
+    }
+    return filled(Curve, {**data, **found})
 
 
 def _patterns(data: Mapping[str, Any]) -> Patterns:
-    shown = tuple(Shown(**{**one, "tokens": tuple(one["tokens"])}) for one in data["prompts"])
-    return Patterns(shown, {name: tuple(found) for name, found in data["heads"].items()})
+    shown = tuple(filled(Shown, {**one, "tokens": tuple(one["tokens"])}) for one in data["prompts"])
+    heads = {name: tuple(found) for name, found in data["heads"].items()}
+    return filled(Patterns, {"prompts": shown, "heads": heads})

@@ -181,6 +181,7 @@ def test_wrong_words(cli: Cli, small: Toy) -> None:
     cli.fails(2, *prompt[:1], "--text", "a", *prompt[3:], says=["no tokenizer"])
     cli.fails(2, *prompt[:-2], says=["come with circuitfind", "--dictionaries FOLDER"])
     cli.fails(2, *prompt[:-1], cli.folder / "nowhere", says=["no folder"])
+    cli.fails(2, "attribute", "ioi", "--model", "mimi", says=["transcoders of mimi", "did you mean 'mini'?"])
     cli.fails(2, "attribute", "ioi", "--bos", says=["--bos is of a prompt"])
     cli.fails(2, "attribute", "ioi", "--count", "0", says=["0 prompts are none"])
 

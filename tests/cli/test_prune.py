@@ -159,7 +159,7 @@ def test_files_of_eap_ig_are_pruned_by_their_scores(cli: Cli, run: Path) -> None
         (("--edges", "3", "--target", "0.9"), 2, "give exactly one"),
         (("--edges", "0"), 2, "0 edges make no circuit"),
         (("--threshold", "-1"), 2, "keeps no order"),
-        (("--threshold", "nan"), 2, "keeps no order"),
+        (("--threshold", "nan"), 2, "nan is no finite number"),
         (("--threshold", "1e9"), 3, "no way from the input to the logits is left (threshold 1e+09)"),
         (("--target", "1.5"), 2, "cannot be reached for certain"),
         (("--edges", "3", "-o", "."), 2, "is a folder"),

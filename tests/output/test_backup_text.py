@@ -63,6 +63,7 @@ def test_parts_can_be_told_apart_without_colour() -> None:
 
 def test_percent() -> None:
     assert [percent(x) for x in (0.343, 0.0, -0.001, 2.5, -1.2)] == ["34 %", "0 %", "0 %", "250 %", "-120 %"]
+    assert [percent(x) for x in (10.0, 23.4, -18.0)] == ["1000 %", "over 1,000 %", "below -1,000 %"]
 
 
 def test_verdict_of_backups() -> None:

@@ -378,7 +378,7 @@ def test_missing_file_names_the_nearest(write: Write) -> None:
 
 def test_binary_file_and_folder(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_bytes(b"name: \xff\xfe")
-    with pytest.raises(TaskError, match="not UTF-8"):
+    with pytest.raises(TaskError, match="no UTF-8"):
         load_task(tmp_path / "x.yaml")
     (tmp_path / "y.yaml").mkdir()
     with pytest.raises(TaskError, match="cannot read"):

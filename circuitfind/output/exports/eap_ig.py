@@ -11,6 +11,7 @@ from circuitfind.config import offline
 from circuitfind.errors import UsageError
 from circuitfind.model.identity import model_folder
 from circuitfind.output.exports.form import Exported, Source
+from circuitfind.reading import read_json
 
 _WIDTHS = ("d_model", "hidden_size", "n_embd")
 
@@ -62,10 +63,11 @@ def width_of(model: str) -> int:
     folder = zoo.trained_folder(model) if model in zoo.TRAINED else model_folder(model)
     path = folder / "config.json"
     try:
-        config: Any = json.loads((path if path.is_file() else _fetched(model)).read_text(encoding="utf-8"))
+        config: Any = read_json(path if path.is_file() else _fetched(model), words=True)
     except (OSError, ValueError) as error:
         raise _no_width(model, str(error).splitlines()[0]) from error
-    config = config.get("config", config)  # TransformerLens format keeps it one level down
+    inside = config.get("config", config) if isinstance(config, dict) else None
+    config = inside if isinstance(inside, dict) else {}  # TransformerLens format keeps it one level down
     found = next((config[key] for key in _WIDTHS if isinstance(config.get(key), int)), None)
     if found is None:
         raise _no_width(model, f"its config.json has none of {', '.join(_WIDTHS)}")
