@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuitfind.errors import ModelError, UsageError
 from circuitfind.output.files import explained, make_folder
+from circuitfind.reading import expanded, read_json
 
 if TYPE_CHECKING:
     from circuitfind.dictionaries.dictionary import Dictionary
@@ -179,6 +180,9 @@ def write_folder(found: Transcoders, out: Path, *, force: bool = False) -> None:
     from circuitfind.dictionaries.save import save_dictionary
 
     fresh, old = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
+    for path in (fresh, old):
+        if path.is_symlink():  # it would be written through
+            path.unlink()
     shutil.rmtree(fresh, ignore_errors=True)
     make_folder(fresh)
     try:
@@ -290,11 +294,11 @@ def check_model(folder: str, model: Model) -> None:
     Raises:
         ModelError: It was.
     """
-    path = Path(folder).expanduser() / FACTS
+    path = expanded(folder) / FACTS
     if not path.is_file():
         return
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
         name, fingerprint = str(facts["model_name"]), str(facts["model_fingerprint"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from circuitfind.check.cases import BASELINES
 from circuitfind.check.outcome import Outcome
 from circuitfind.output.files import write_atomic
+from circuitfind.output.links import below
 
 
 @dataclass
@@ -34,7 +36,7 @@ def update(outcomes: Sequence[Outcome], *, force: bool = False) -> Update:
         force: Write those too whose expectations do not hold; and all others, changed or not.
 
     Raises:
-        UsageError, RunError: A file cannot be written.
+        UsageError, RunError: A file cannot be written, or the folder beside the task is a link that leads out.
     """
     made = Update()
     for one in outcomes:
@@ -48,6 +50,9 @@ def update(outcomes: Sequence[Outcome], *, force: bool = False) -> Update:
             continue
         if one.has_baseline and not one.reasons and not force:
             continue
+        folder = one.baseline.parent
+        if folder.name == BASELINES:  # beside a task that may have come with links
+            below(folder.parent, f"{BASELINES}/{one.baseline.name}")
         write_atomic(one.baseline, one.now.text())
         (made.rewritten if one.has_baseline else made.new).append(one.baseline)
         if one.meets_expectations:

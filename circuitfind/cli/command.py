@@ -5,6 +5,7 @@ nearest, examples that fit the screen. ``dressed`` gives it to a command when it
 from __future__ import annotations
 
 import inspect
+import math
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +13,16 @@ from typing import Any
 import click
 
 from circuitfind.errors import nearest
+from circuitfind.reading import MAX_WHOLE
 
 PREFIX = "CIRCUITFIND"
 """What names of variables begin with."""
 
 NO_OTHER_FORM = ("help", "version")
 """Switches that end the command at once: there is nothing to turn off."""
+
+NO_VARIABLE = ("trust-remote-code",)
+"""Switches that are given on the command line alone."""
 
 _TAKEN = (
     "name",
@@ -66,6 +71,31 @@ class _Told(click.Command):
 
 class Command(_Told):
     """A command as all are."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        left = super().parse_args(ctx, args)
+        for parameter in self.params:
+            given = ctx.params.get(str(parameter.name))
+            for value in given if isinstance(given, tuple | list) else (given,):
+                _check_value(value, parameter, ctx)
+        return left
+
+
+def _check_value(value: Any, parameter: click.Parameter, ctx: click.Context) -> None:
+    """Refuse what no command can work with, wherever it comes from.
+
+    Raises:
+        click.BadParameter: Infinity, NaN, a whole number beyond 64 bits, or a text with a zero byte.
+    """
+    what = None
+    if isinstance(value, float) and not math.isfinite(value):
+        what = f"{value} is no finite number"
+    elif isinstance(value, int) and not -MAX_WHOLE <= value < MAX_WHOLE:
+        what = "this whole number is beyond 64 bits"
+    elif isinstance(value, str) and "\0" in value:
+        what = "the text holds a zero byte"
+    if what is not None:
+        raise click.BadParameter(what, ctx, parameter)
 
 
 class Group(_Told, click.Group):
@@ -142,7 +172,7 @@ def variables_of(option: click.Option) -> tuple[str, ...]:
 
 
 def _name_variable(option: click.Option, path: Sequence[str]) -> None:
-    if option.expose_value:
+    if option.expose_value and key_of(option) not in NO_VARIABLE:
         name = variable_of(option, path)
         option.envvar = [name, *(one for one in variables_of(option) if one != name)]
 

@@ -26,7 +26,9 @@ from typing import Any
 import click
 
 from circuitfind.cli.command import Command, Group, key_of
+from circuitfind.cli.config_limits import NEVER_BY_FILE, check_inside, check_key
 from circuitfind.errors import UsageError, did_you_mean
+from circuitfind.reading import MAX_TOML, Unreadable, check_values, expanded, one_line, read_text
 
 FILE = "circuitfind.toml"
 VARIABLE = "CIRCUITFIND_CONFIG"
@@ -97,7 +99,7 @@ def options_of(command: click.Command) -> list[click.Option]:
     return [
         one
         for one in command.params
-        if isinstance(one, click.Option) and one.expose_value and key_of(one) not in NEVER
+        if isinstance(one, click.Option) and one.expose_value and key_of(one) not in (*NEVER, *NEVER_BY_FILE)
     ]
 
 
@@ -143,7 +145,7 @@ def find_file(given: str | None) -> Path | None:
         UsageError: A file is named that is not there.
     """
     if given:
-        path = Path(given).expanduser()
+        path = expanded(given)
         if path.is_file():
             return path
         what = "is a folder" if path.is_dir() else "is not there"
@@ -183,10 +185,12 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
         import tomli as tomllib
 
     try:
-        text = path.read_text(encoding="utf-8")
-        return tomllib.loads(text), _lines(text)
-    except (OSError, UnicodeDecodeError) as error:
-        told = error.strerror if isinstance(error, OSError) else "no UTF-8"
+        text = read_text(path, MAX_TOML)
+        found = tomllib.loads(text)
+        check_values(found)
+        return found, _lines(text)
+    except (OSError, Unreadable) as error:
+        told = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"cannot be read: {told}", where=str(path), hint="mend the file") from error
     except tomllib.TOMLDecodeError as error:
         told, _, at = str(error).partition(" (at line ")
@@ -194,6 +198,9 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
         where = f"{path}:{line}" if line.isdigit() else str(path)
         hint = 'sections are written [discover], values key = "text", key = 3, key = true'
         raise UsageError(f"broken TOML: {told}", where=where, hint=hint) from error
+    except (ValueError, RecursionError) as error:
+        what = f"broken TOML: {one_line(error)}"
+        raise UsageError(what, where=str(path), hint="look for long numbers and many brackets") from error
 
 
 _HEADER = re.compile(r"^\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")
@@ -204,7 +211,10 @@ def _lines(text: str) -> dict[tuple[str, ...], int]:
     """The line of each section and key, by their names; a key inside a text of several lines may be taken for one."""
     found: dict[tuple[str, ...], int] = {}
     section: tuple[str, ...] = ()
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, whole in enumerate(text.splitlines(), 1):
+        line = whole[
+            :400
+        ].strip()  # names are short, and matching a line of blanks takes the square of its length
         if header := _HEADER.match(line):
             section = _names(header[1])
             found.setdefault(section, number)
@@ -233,6 +243,7 @@ def _section(
             yield from _section(path, lines, (*names, key), value)
             continue
         entry = Entry(path, names, key.replace("_", "-"), value, lines.get((*names, key)))
+        check_key(entry.key, entry.where)
         if command is None:
             if entry.key not in SHARED:
                 raise UsageError(
@@ -325,10 +336,10 @@ def _check_type(option: click.Option, value: Any, entry: Entry) -> None:
     if option.is_bool_flag:
         wanted = None if isinstance(value, bool) else "true or false"
     elif isinstance(option.type, click.types.IntParamType):
-        wanted = None if number and value == int(value) and isinstance(value, int) else "a whole number"
+        wanted = None if number and isinstance(value, int) else "a whole number"
     elif isinstance(option.type, click.types.FloatParamType):
         wanted = None if number else "a number"
-    elif not isinstance(value, str):
+    elif not isinstance(value, str) or "\0" in value:
         wanted = 'a text in quotes, such as "..."'
     if wanted is not None:
         written = str(value).lower() if isinstance(value, bool) else repr(value)
@@ -345,7 +356,7 @@ def _placed(option: click.Option, value: Any, entry: Entry) -> Any:
         return value
     names_path = isinstance(option.type, click.Path) or option.metavar in ("FILE", "FOLDER")
     plain = entry.key != "dictionaries" and names_path  # a hub's name looks like a folder
-    if (plain or value.startswith(("./", "../"))) and not Path(value).expanduser().is_absolute():
+    if (plain or value.startswith(("./", "../"))) and not expanded(value).is_absolute():
         return str(entry.path.parent / value)
     return value
 
@@ -361,7 +372,11 @@ def load_defaults(ctx: click.Context, _param: click.Parameter, given: str | None
     if "config" in command.path:  # these look into the file themselves
         ctx.meta[GIVEN] = given or ctx.meta.get(GIVEN)
         return
-    found = read(find_file(given or ctx.meta.get(GIVEN))).of(command)
+    named = given or ctx.meta.get(GIVEN)
+    found = read(find_file(named)).of(command)
+    if not named:
+        for value, entry in found.values():
+            check_inside(entry.key, value, entry.path, entry.where)
     ctx.default_map = {name: value for name, (value, _) in found.items()}
 
 

@@ -192,7 +192,8 @@ def next_commands(summary: Any) -> Iterator[tuple[str, str]]:
         yield f"circuitfind evaluate {run} --parts all", "curves, tests, stability"
     elif evidence["prompts"]["right"] < ENOUGH:
         more = max(2 * ENOUGH, 2 * summary["prompts"]["used"])
-        again = shlex.join(wanted.words) if "discover" in wanted.words else f"discover {conditions['task']}"
+        given = "discover" in wanted.words
+        again = shlex.join(wanted.words if given else ["discover", conditions["task"]])
         yield f"circuitfind {again} --count {more}", "too few prompts for a verdict"
     elif evidence["holds_under"] and not evidence["refuted"]:
         name = evidence["holds_under"][0]

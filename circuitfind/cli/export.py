@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 from circuitfind.cli.common import Screen, common_options
 from circuitfind.cli.options import complete_runs, outputs_option
 from circuitfind.errors import UsageError, did_you_mean
+from circuitfind.reading import expanded
 
 if TYPE_CHECKING:
     from circuitfind.given import Given
@@ -138,7 +139,7 @@ def _places(made: Mapping[str, Exported], found: Given, output: str | None) -> d
 
     base = found.file.with_name(f"{stem(found.file.name)}.json")
     if output is not None:
-        target = Path(output).expanduser()
+        target = expanded(output)
         folder = target.is_dir() or output.endswith(("/", "\\"))
         if not folder and len(made) > 1:
             raise UsageError(

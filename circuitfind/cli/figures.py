@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import cast
 
 import click
 
 from circuitfind.cli.common import Screen, common_options
 from circuitfind.cli.options import complete_runs, outputs_option
+from circuitfind.reading import expanded
 
 FORMATS = ("pdf", "svg", "png")
 WIDTHS = ("column", "page")
@@ -85,7 +85,7 @@ def figures(
 
     names = wanted(only)
     found = Store(outputs).find(run)
-    folder = Path(out).expanduser() if out else found.path / "figures"
+    folder = expanded(out) if out else found.place("figures")
     drawn, left_out = draw_figures(
         found,
         folder,

@@ -11,6 +11,7 @@ import click
 from circuitfind.cli.common import Screen, common_options, number, share, table
 from circuitfind.cli.lines import print_line
 from circuitfind.cli.options import (
+    allow_options,
     complete_tasks,
     counterfactual_option,
     device_option,
@@ -114,6 +115,7 @@ def _gathered(screen: Screen, task: str, flags: dict[str, Any], reporter: Any = 
     "--seed", type=int, metavar="N", help="Seed that templates are filled from.  [default: the task's]"
 )
 @click.option("--width", type=int, metavar="N", help="Columns to take.  [default: the terminal's]")
+@allow_options
 @common_options
 def show(
     screen: Screen,

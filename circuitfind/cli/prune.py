@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from circuitfind.cli.common import Screen, common_options, number, share
 from circuitfind.cli.lines import interval, print_line, print_title
 from circuitfind.cli.options import PICTURES, complete_runs, outputs_option
 from circuitfind.errors import UsageError
+from circuitfind.reading import expanded
 
 if TYPE_CHECKING:
     from circuitfind.given import Given
@@ -79,9 +81,9 @@ def prune(
     rule = Rule(target, edges, threshold)
     found = given(run, outputs)
     if output:
-        _check(Path(output).expanduser(), found)
+        _check(expanded(output), found)
     made = prune_again(found, rule)
-    path = Path(output).expanduser() if output else place_of(found, made)
+    path = expanded(output) if output else place_of(found, made)
     pictures = _draw(made, found, path, formats)
     write_atomic(path, circuit_text(made.circuit))
     for picture, content in pictures.items():
@@ -137,8 +139,8 @@ def _data(made: Pruned, found: Given, path: Path, pictures: list[Path]) -> dict[
 
 def _next(made: Pruned, path: Path) -> str:
     told = made.circuit.conditions
-    model = f" --model {told.model}" if told.model else ""
-    return f"circuitfind evaluate {path} --task {told.task or 'TASK'}{model}"
+    model = ["--model", told.model] if told.model else []
+    return shlex.join(["circuitfind", "evaluate", str(path), "--task", told.task or "TASK", *model])
 
 
 def _show(screen: Screen, made: Pruned, data: dict[str, Any]) -> None:

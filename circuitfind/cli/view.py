@@ -67,13 +67,15 @@ def view(
         sys.stdout.flush()
         if not screen.quiet and not screen.as_json:
             screen.err.print(f"serving {what} on this machine alone; Ctrl-C ends it", markup=False)
-        if open_it:
-            _open(screen, server.url)
+        door = _open(screen, server.url, store.root) if open_it else None
         try:
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
             if not screen.quiet:
                 screen.err.print("ended", markup=False)
+        finally:
+            if door is not None:
+                door.unlink(missing_ok=True)
 
 
 def _sweep(store: Store, name: str) -> str | None:
@@ -135,8 +137,8 @@ def _of_all(screen: Screen, store: Store) -> Shelf:
     return Shelf(store.root, runs=True, make=make)
 
 
-def _open(screen: Screen, url: str) -> None:
-    """Open a browser beside the server; one in the terminal would stand in its way."""
+def _open(screen: Screen, url: str, folder: Path) -> Path | None:
+    """Open a browser beside the server; one in the terminal would stand in its way. Returns the page that it is given."""
     import webbrowser
 
     graphical = os.name == "nt" or sys.platform == "darwin"
@@ -144,14 +146,33 @@ def _open(screen: Screen, url: str) -> None:
         screen.note(
             "no browser was opened: there is no screen here; open the address in one that reaches this machine"
         )
-        return
+        return None
+    door = _door(url, folder)
 
     def work() -> None:
         try:
-            opened = webbrowser.open(url)
+            opened = webbrowser.open(door.as_uri())
         except (webbrowser.Error, OSError):
             opened = False
         if not opened:
             screen.note("no browser could be opened: open the address yourself")
 
     threading.Thread(target=work, daemon=True).start()
+    return door
+
+
+def _door(url: str, folder: Path) -> Path:
+    """A page for this user alone that leads to the address: the words of a command that starts a browser are for all to see.
+
+    It lies in the outputs folder where it can, since some browsers see no temporary files of others.
+    """
+    import tempfile
+
+    where = folder.resolve() if os.access(folder, os.W_OK) else None
+    handle, name = tempfile.mkstemp(prefix="view-", suffix=".html", dir=where)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(
+            f'<!DOCTYPE html><meta charset="utf-8"><meta name="referrer" content="no-referrer">'
+            f'<meta http-equiv="refresh" content="0; url={url}"><title>circuitfind</title><a href="{url}">the runs</a>'
+        )
+    return Path(name)

@@ -48,13 +48,38 @@ def git_state(folder: Path | None = None) -> dict[str, Any] | None:
     commit = _git(where, "rev-parse", "HEAD")
     if commit is None:
         return None
-    status = _git(where, "status", "--porcelain")
+    off = _off(where)
+    status = None if off is None else _git(where, *off, "status", "--porcelain", "--ignore-submodules=all")
     origin = _git(where, "config", "--get", "remote.origin.url")
     return {
         "commit": commit,
         "dirty": None if status is None else bool(status),
         "origin": without_credentials(origin) if origin else None,
     }
+
+
+def _off(folder: Path) -> tuple[str, ...] | None:
+    """Switches for ``git status`` that keep a repository from running programs which its own configuration names; None where
+    that cannot be done.
+
+    A folder that somebody sent may hold one: a monitor of files, hooks, filters of what is compared.
+    """
+    found = ["core.fsmonitor", *_own_filters(folder)]
+    if any("=" in name for name in found):
+        return None
+    switches = [f"core.hooksPath={os.devnull}", *(f"{name}=" for name in found)]
+    return tuple(word for switch in switches for word in ("-c", switch))
+
+
+def _own_filters(folder: Path) -> list[str]:
+    """Names of the filters in the repository's own configuration; those of the user and of the machine are theirs."""
+    names = ("--null", "--name-only", "--get-regexp", r"^filter\..")
+    told = _git(folder, "config", "--show-scope", *names)
+    if told is None:  # there are none, or this git is from before 2020
+        return (_git(folder, "config", *names) or "").split("\0")[:-1]
+    words = told.split("\0")
+    scoped = zip(words[::2], words[1::2], strict=False)
+    return [name for scope, name in scoped if scope not in ("system", "global", "command")]
 
 
 def without_credentials(url: str) -> str:
@@ -64,7 +89,7 @@ def without_credentials(url: str) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    # No optional locks: looking at a repository must not write to it.
+    # No optional locks: looking at a repository must not write to it. No protocols: nor fetch what it lacks.
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(
@@ -73,7 +98,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
             timeout=5,
             check=False,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"},
+            env={**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": "none", "LC_ALL": "C"},
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from circuitfind.errors import RunError, UsageError
+from circuitfind.output.manifest import LOCK, MANIFEST
 from circuitfind.output.provenance import git_state, versions, without_credentials
-from circuitfind.output.run import LOCK, MANIFEST
-from circuitfind.output.store import Run, Store, run_name, stage_key
+from circuitfind.output.run import Run
+from circuitfind.output.store import Store, run_name, stage_key
 
 CONFIG = {"task": "ioi", "target": 0.9, "ablation": "resample"}
 KEY = stage_key("scores", 1)
@@ -213,6 +214,7 @@ def test_the_manifest_says_where_a_result_comes_from(store: Store) -> None:
     [
         (KeyboardInterrupt(), "interrupted"),
         (RunError("broke", hint="mend it"), "failed"),
+        (UsageError("that is none", hint="choose another"), "refused"),
         (ValueError("x"), "failed"),
     ],
 )
@@ -241,7 +243,6 @@ def test_what_is_finished_stays_when_a_run_ends_early(
         "[]",
         "null",
         '{"format": "other"}',
-        '{"format": "circuitfind.run", "version": 99}',
         '{"format": "circuitfind.run", "version": 1}',
         "\ud800",
     ],

@@ -6,6 +6,7 @@ The text is ``hooks.py.txt`` with the circuit and its prompts put in.
 from __future__ import annotations
 
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from circuitfind.errors import UnsupportedError, UsageError
 from circuitfind.model.identity import model_folder
 from circuitfind.names import SLOTS
 from circuitfind.output.exports.form import Exported, Source
+from circuitfind.reading import read_json
 
 CARRIES = {
     "resample": "what that writer writes on the corrupted prompt",
@@ -75,8 +77,8 @@ def python(source: Source) -> Exported:
         "MEASURED": f" (circuitfind measured {measured.faithfulness.value:.6f})" if measured else "",
     }
     text = resources.files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    for name, value in values.items():
-        text = text.replace(f"@@{name}@@", value)
+    # All at once, so that no value is looked through for the place of another.
+    text = re.sub(r"@@(\w+)@@", lambda found: values[found[1]], text)
     counts = {"nodes": len(circuit.nodes), "edges": len(circuit.edges), "prompts": len(source.prompts)}
     return Exported({".py": text.replace("\n\n\n        logits", "\n        logits")}, counts, tuple(notes))
 
@@ -143,7 +145,7 @@ def _is_tl(model: str) -> bool:
     """Whether a folder is in TransformerLens format."""
     path: Path = model_folder(model) / "config.json"
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8")).get("format") == "transformer-lens")
+        return bool(read_json(path, words=True).get("format") == "transformer-lens")
     except (OSError, ValueError, AttributeError):
         return False
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from circuitfind.output.cells import cell
 from circuitfind.output.exports.form import Exported, Source
 from circuitfind.output.exports.plain import flat, plain
 
@@ -27,5 +28,5 @@ def _text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(flat(row) for row in rows)
+    writer.writerows({name: cell(value) for name, value in flat(row).items()} for row in rows)
     return out.getvalue()

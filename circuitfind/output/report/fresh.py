@@ -6,9 +6,9 @@ import contextlib
 from pathlib import Path
 
 from circuitfind.output.labels import FILE as LABELS
+from circuitfind.output.manifest import LOCK
 from circuitfind.output.report.page import ASSETS
 from circuitfind.output.report.write import write_report
-from circuitfind.output.run import LOCK
 from circuitfind.output.store import Run
 from circuitfind.summary import REPORT
 

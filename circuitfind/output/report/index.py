@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from circuitfind.circuit.json_form import finite
+from circuitfind.errors import shortened
 from circuitfind.output.files import write_atomic
+from circuitfind.output.manifest import MANIFEST
 from circuitfind.output.report.page import page
-from circuitfind.output.run import MANIFEST
 from circuitfind.output.store import RunInfo, Store
+from circuitfind.reading import read_json
 from circuitfind.summary import REPORT
 
 FILE = "index.html"
@@ -72,11 +73,12 @@ def _row(info: RunInfo, *, served: bool) -> dict[str, Any]:
     if info.problem is not None:
         return row
     try:
-        manifest = json.loads((info.path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(info.path / MANIFEST)
         row |= _found(info, manifest)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        return row | {"status": "damaged", "problem": f"it cannot be read: {error}"}
-    gone = _changed(info.path, manifest["stages"])
+        gone = _changed(info.path, manifest["stages"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
+        told = shortened(getattr(error, "strerror", None) or str(error), 200)
+        return row | {"status": "damaged", "problem": f"it cannot be read: {told}"}
     if gone is not None:
         return row | {"status": "damaged", "problem": f"{gone} is missing or was changed"}
     whole = all(name in manifest["stages"] for name in LAST[row["kind"]])
@@ -114,7 +116,7 @@ def _found(info: RunInfo, manifest: Mapping[str, Any]) -> dict[str, Any]:
     path = info.path / name if name is not None else None
     if path is None or not path.is_file():
         return row
-    circuit = json.loads(path.read_text(encoding="utf-8"))
+    circuit = read_json(path)
     conditions, counts = circuit["conditions"], circuit["counts"]
     first = next(iter(circuit["evaluations"]), None)
     return row | {
@@ -200,7 +202,7 @@ def _sweeps(root: Path) -> Sequence[dict[str, Any]]:
         name = path.parent.name
         row: dict[str, Any] = {"name": name, "link": None, "problem": None}
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path)
             row |= {
                 "title": str(data["name"]),
                 "file": str(data["file"]),

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from circuitfind.errors import CircuitfindError, UsageError
-from circuitfind.output.run import MANIFEST
+from circuitfind.output.manifest import MANIFEST
 from circuitfind.summary import REPORT
 
 ADDRESS = "127.0.0.1"
@@ -52,15 +52,15 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Cache-Control": "no-store",
 }
 _PAGE = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox allow-scripts allow-downloads"
 )
-"""Of pages, which narrow it down to their own scripts themselves."""
+"""Of pages, which narrow it down to their own scripts themselves. A page that came with somebody's run may not: so each is on
+its own, with no way to those of other runs."""
 _OTHER = "default-src 'none'; style-src 'unsafe-inline'; sandbox; frame-ancestors 'none'"
 """Of everything else: a picture runs no script."""
 

@@ -65,7 +65,7 @@ def test_what_a_row_says_is_what_the_run_says(swept: Swept) -> None:
         assert len(row["thumbnail"]["edges"]) == len(found.circuit.edges)
         assert len(row["thumbnail"]["levels"]) == found.summary["counts"]["nodes"]
     refused = next(row for row in rows.values() if row["name"] not in swept.runs)
-    assert (refused["status"], refused["link"]) == ("failed", None)
+    assert (refused["status"], refused["link"]) == ("refused", None)
     assert "no tokenizer" in refused["problem"]
     (listed,) = rows_of(index_page(store), "sweeps")
     assert (listed["runs"], listed["counts"]["failed"]) == (5, 1)

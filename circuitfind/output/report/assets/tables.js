@@ -9,7 +9,7 @@
   const field = (value) => {
     if (typeof value === 'number') return String(value);
     let shown = text(value);
-    if (/^[=+@\t\r-]/.test(shown)) shown = `'${shown}`;
+    if (/^ *[=+@\t\r\n＝＋－＠-]/.test(shown)) shown = `'${shown}`;
     return /[",\r\n]/.test(shown) ? `"${shown.replaceAll('"', '""')}"` : shown;
   };
   CF.csv = (columns, rows) =>
