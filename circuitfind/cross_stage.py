@@ -40,6 +40,7 @@ def score_across(session: Session, method: Method) -> Made:
     Raises:
         CircuitfindError: The models do not fit, do not differ on the task, or B does it better.
     """
+    from circuitfind.methods.finite import checked
     from circuitfind.model.cross import CrossRuns
 
     settings, runs = session.settings, session.runs
@@ -48,6 +49,7 @@ def score_across(session: Session, method: Method) -> Made:
     scores = method.run(
         runs, ablation=settings.ablation, direction=settings.direction, positions=settings.positions
     )
+    checked(scores, session.model)
     effects = {"total": node_effects(runs), "own": node_effects(runs.transplanting())}
     means = {f"across.{name}": _rounded(found.mean(1)) for name, found in effects.items()}
     facts = {"level": scores.level, **scores.facts, "model_b": _told(runs, effects)}

@@ -20,6 +20,8 @@ from circuitfind.backup_runs import of_one_model, session_of
 from circuitfind.circuit.dose import DoseCurve, Reading, read_curve, table_of
 from circuitfind.config import SCHEMA_VERSION
 from circuitfind.errors import CircuitfindError, UnsupportedError, UsageError
+from circuitfind.output.cells import cell
+from circuitfind.output.links import below
 from circuitfind.output.provenance import versions
 from circuitfind.output.store import Run, Store, run_name, stage_key, write_atomic
 from circuitfind.patch_targets import Named, PatchOptions, fitting, runs_with, targets_of, tokens_at
@@ -141,13 +143,13 @@ def patch_run(
     settings = replace(session.settings, **dict(changed or {}))
     session.settings = fitting(settings, options)
     session.kept = list(done["prompts"].facts["kept"])
-    folder = Path(out) if out is not None else run.path / FOLDER / _identity(session, options)
+    folder = Path(out) if out is not None else run.place(f"{FOLDER}/{_identity(session, options)}")
     return _patch(session, options, folder, formats, done["prompts"].facts["counterfactual"])
 
 
 def _own_folder(session: Session, options: PatchOptions, store: Store) -> Path:
     name, _ = run_name(session.spec.name, session.settings.model, _configuration(session, options))
-    return store.root / FOLDER / name
+    return below(store.root, f"{FOLDER}/{name}", folder=True)
 
 
 def _configuration(session: Session, options: PatchOptions) -> dict[str, Any]:
@@ -299,7 +301,7 @@ def _write(
     rows = [row for reading in readings for row in table_of(reading)]
     writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
     files.append(write_atomic(folder / "dose.csv", table.getvalue()))
     if formats:
         from circuitfind.output.dose_picture import write_pictures

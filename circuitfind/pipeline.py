@@ -14,7 +14,6 @@ imported with it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from circuitfind.output.words import picture_key, words_or_none
 from circuitfind.prompt_stage import draw_prompts
 from circuitfind.session import Foresees, Reporter, Session, Silent, configuration, stage_keys, task_hash
 from circuitfind.settings import BackupOptions, Settings
+from circuitfind.staging import carry_out, record_device
 from circuitfind.summary import Discovery, circuit_file, summarise
 from circuitfind.task.spec import TaskSpec
 from circuitfind.unit_stage import score_units
@@ -100,6 +100,7 @@ class Stages:
     def __init__(self, session: Session, store: Store, run: Run, *, force: bool) -> None:
         self.session, self.store, self.run, self.force = session, store, run, force
         self.reporter = session.reporter
+        session.hands.plans = run.plans()
 
     def all(
         self, formats: tuple[str, ...], controls: Controls = DEFAULT_CONTROLS, *, views: bool = False
@@ -219,9 +220,7 @@ class Stages:
 
     def record_device(self) -> None:
         """Where the model ran, if it did."""
-        if "model" in vars(self.session):
-            model = self.session.model
-            self.run.record(device=str(model.device), dtype=str(model.dtype).removeprefix("torch."))
+        record_device(self.session, self.run)
 
     def stage(self, name: str, key: str, work: Callable[[], Made]) -> Stage:
         found = None if self.force else self.run.stage(name, key)
@@ -235,22 +234,7 @@ class Stages:
                 file: path.read_bytes() for file, path in elsewhere.files.items()
             }
             return self.run.finish_stage(name, key, files, elsewhere.facts)
-        self.reporter.stage(name, "running")
-        loaded = "model" in vars(self.session)
-        before = self.session.passes() if loaded else {"forward": 0, "backward": 0}
-        start = time.perf_counter()
-        made, facts = work()
-        seconds = time.perf_counter() - start
-        after = self.session.passes() if "model" in vars(self.session) else before
-        facts = {
-            **facts,
-            "seconds": round(seconds, 3),
-            "forward_passes": after["forward"] - before["forward"],
-            "backward_passes": after["backward"] - before["backward"],
-        }
-        stage = self.run.finish_stage(name, key, made, facts)
-        self.reporter.stage(name, "finished", f"{seconds:.1f} s")
-        return stage
+        return carry_out(self.session, self.run, name, key, work, fresh=self.force)
 
     # Each returns files and facts.
 
@@ -276,10 +260,13 @@ class Stages:
         return {"scores.npz": scores.to_bytes()}, facts
 
     def _run(self, method: Method, runs: Runs) -> Scores:
+        from circuitfind.methods.finite import checked
+
         settings = self.session.settings
-        return method.run(
+        found = method.run(
             runs, ablation=settings.ablation, direction=settings.direction, positions=settings.positions
         )
+        return checked(found, runs.model)
 
     def _precision_check(self, method: Method) -> dict[str, Any]:
         """Score a few pairs in both precisions, and say how far the scores agree."""

@@ -17,8 +17,9 @@ from circuitfind.feature_store import GRAPH, PICTURE, SCORES, FoundFeatures, gra
 from circuitfind.output.dot_features import feature_dot
 from circuitfind.output.draw import dot_binary, install_hint, render
 from circuitfind.output.files import make_folder
+from circuitfind.output.manifest import MANIFEST, new_manifest, read_manifest
 from circuitfind.output.report.write import renew_report
-from circuitfind.output.run import MANIFEST, Run, Stage, new_manifest, read_manifest
+from circuitfind.output.run import Run, Stage
 from circuitfind.output.store import Store, run_name, stage_key
 from circuitfind.output.words import picture_key, words_or_none
 from circuitfind.pipeline import Stages

@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import circuitfind
 from circuitfind.config import SCHEMA_VERSION
+from circuitfind.engine.chosen import engine
+from circuitfind.engine.hands import EngineHands
 from circuitfind.model.identity import identity
+from circuitfind.output.kept import Keeping
 from circuitfind.output.store import stage_key
 from circuitfind.settings import BackupOptions, Settings
 from circuitfind.task.spec import TaskSpec
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from circuitfind.dictionaries.dictionary import Dictionary
     from circuitfind.model.anatomy import Anatomy
     from circuitfind.model.bridge import Model
+    from circuitfind.model.memory import MemoryPlan
     from circuitfind.model.runs import Runs
     from circuitfind.task.pairs import PromptPairs
     from circuitfind.units.find import Split
@@ -70,7 +73,14 @@ class Session:
     """Bytes to plan for beyond the model's weights; what is free if None. It changes no result but by rounding."""
     lend: Callable[[str], Model] | None = None
     """Gives the model of a name, with no passes counted yet, in place of loading one."""
+    hands: Keeping = field(default_factory=Keeping)
+    """Do the pieces of all runs here, and keep what they give in the journal of the stage that runs."""
     _told: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        chosen = engine()
+        if chosen is not None:
+            self.hands.inner = EngineHands(chosen, self.device, self._note_once)
 
     @cached_property
     def identity(self) -> str:
@@ -83,7 +93,10 @@ class Session:
 
         if self.lend is not None:
             return self.lend(self.settings.model)
-        return load_model(self.settings.model, device=self.device)
+        found = load_model(self.settings.model, device=self.device)
+        if found.placement is not None:
+            self._note_once(found.placement.told())
+        return found
 
     @cached_property
     def model_b(self) -> Model | None:
@@ -139,7 +152,6 @@ class Session:
 
         ``edges`` says whether passes over edges are planned for.
         """
-        from circuitfind.model.memory import make_plan
         from circuitfind.model.runs import Runs
         from circuitfind.task.metrics import get_metric
 
@@ -153,19 +165,36 @@ class Session:
                 self.model_b,
                 pairs,
                 measured,
-                plan=make_plan(widened(model, self.model_b), self.memory, edges=edges),
+                plan=self._plan(widened(model, self.model_b), pairs, edges=edges),
                 progress=self.reporter.progress,
                 note=self._note_once,
+                hands=self.hands,
             )
         return Runs(
             model,
             pairs,
             measured,
             mean_over=self.spec.mean_over,
-            plan=make_plan(model, self.memory, edges=edges),
+            plan=self._plan(model, pairs, edges=edges),
             progress=self.reporter.progress,
             note=self._note_once,
+            hands=self.hands,
         )
+
+    def _plan(self, model: Model, pairs: PromptPairs, *, edges: bool) -> MemoryPlan:
+        """Sizes of batches; where the user names no amount of memory, those that an interrupted run began with."""
+        from circuitfind.model.memory import make_plan
+
+        plan = make_plan(model, self.memory, edges=edges)
+        if self.memory is not None:
+            return plan
+        plan, changed = self.hands.planned(model, pairs, plan)
+        if changed:
+            self._note_once(
+                "less memory is free than when this run began: batches have other sizes, and results may differ from an "
+                "undisturbed run's in their last digits"
+            )
+        return plan
 
     def _note_once(self, text: str) -> None:
         if text not in self._told:
@@ -273,15 +302,16 @@ def prompt_files(spec: TaskSpec) -> list[str]:
     """What the files hold that a task reads prompts from, as text or as hashes."""
     content: list[str] = []
     if spec.prompts.file is not None and spec.path is not None:
-        path = spec.path.parent / Path(spec.prompts.file).expanduser()
+        from circuitfind.task.outside import named_file
+
+        path = named_file(spec.path, spec.prompts.file, spec.where("prompts", "file"))
         if path.is_file():
             content.append(path.read_bytes().hex())
     if spec.prompts.dataset is not None:
         from circuitfind.output.files import file_sha256
         from circuitfind.task.rows import rows_files
 
-        base = spec.path.parent if spec.path is not None else Path()
-        content += [file_sha256(path) for path in rows_files(spec.prompts.dataset, base)]
+        content += [file_sha256(path) for path in rows_files(spec.prompts.dataset, spec.path)]
     return content
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from circuitfind.circuit.scores import Scores
 from circuitfind.errors import RunError, UsageError
 from circuitfind.evidence.report import Evidence
 from circuitfind.output.store import Run, Stage, Store
+from circuitfind.reading import read_json
 from circuitfind.shown import Shown
 from circuitfind.views.report import FILE
 
@@ -373,7 +373,7 @@ def searched(run: Run, stage: Stage | None = None) -> Searched:
         )
     path = stage.files["backups.json"]
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
     except (OSError, ValueError) as error:
         raise RunError(
             f"the report cannot be read: {error}", where=str(path), hint="run `circuitfind backups` again"

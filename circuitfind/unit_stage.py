@@ -28,6 +28,7 @@ def score_units(session: Session, method: Method) -> Made:
     Raises:
         CircuitfindError: There is no behaviour, or the model or its dictionaries do not allow it.
     """
+    from circuitfind.methods.finite import checked
     from circuitfind.units.find import UnitOptions, find
 
     settings = session.settings
@@ -41,11 +42,10 @@ def score_units(session: Session, method: Method) -> Made:
         options=UnitOptions(seed=settings.seed),
         report=lambda text: session.reporter.stage("scores", "running", text),
     )
+    checked(found.scores, session.model)
     runs = session.runs_for(found.model.anatomy)
-    scores = among(
-        method.run(runs, ablation=settings.ablation, direction=settings.direction, positions="none"),
-        found.kept,
-    )
+    every = method.run(runs, ablation=settings.ablation, direction=settings.direction, positions="none")
+    scores = among(checked(every, session.model), found.kept)
     facts = {"level": scores.level, **scores.facts, "units": dict(found.facts)}
     return {
         "scores.npz": scores.to_bytes(),

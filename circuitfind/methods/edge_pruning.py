@@ -33,6 +33,7 @@ from circuitfind.methods.gates import GATES
 from circuitfind.model.anatomy import Anatomy
 from circuitfind.model.masked import MaskedPass, graph_bytes
 from circuitfind.model.runs import Runs
+from circuitfind.model.stretch import State, adam_state, in_stretches, restore_adam
 from circuitfind.task.metrics import get_metric
 
 SHARE = {"edges": 0.05, "nodes": 0.25}
@@ -47,6 +48,8 @@ PRICE, RATE, DAMPING = 0.03, 0.1, 2.0
 powers of e for each step at e times the wanted number; and how much of the price follows that number at once."""
 TAIL = 0.2
 """Share of the steps, at the end, whose gates are averaged."""
+AT_ONCE = 20
+"""Steps that an interruption costs at the most."""
 
 
 @dataclass(frozen=True)
@@ -182,31 +185,58 @@ class EdgePruning:
     ) -> Scores:
         model, anatomy, gates = runs.model, runs.model.anatomy, GATES[self.gates]
         problem = _Problem(runs, ablation, self.batch, self.loss, self.units)
-        generator = torch.Generator().manual_seed(self.seed)
-        theta = gates.theta_of(torch.from_numpy(odds).float()).to(model.device).clamp(gates.low, gates.high)
-        theta.requires_grad_()
-        adam = torch.optim.Adam([theta], lr=self.lr, betas=(0.9, 0.95))
-        target, first = self.target(anatomy), float(gates.share(theta.detach()).sum())
-        price = PRICE * problem.worst() / target
-        losses, averaged = [], torch.zeros_like(theta, requires_grad=False)
-        tail = max(1, round(TAIL * self.steps))
-        for step in range(self.steps):
-            number = problem.next(generator)
-            noise = torch.rand((problem.rows(number), len(theta)), generator=generator).to(model.device)
-            loss = problem.loss(number, gates.sample(theta, noise))
-            size = gates.share(theta).sum()
-            wanted = target * (first / target) ** max(0.0, 1 - step / max(1.0, FALL * self.steps))
-            excess = float(np.clip(math.log(float(size.detach()) / wanted), -1.0, 1.0))
-            price *= math.exp(RATE * excess)
-            adam.zero_grad()
-            (loss + price * math.exp(DAMPING * excess) * size).backward()
-            adam.step()
-            with torch.no_grad():
-                theta.clamp_(gates.low, gates.high)
-                if step >= self.steps - tail:
-                    averaged += theta / tail
-            model.passes["backward"] += 1
-            losses.append(float(loss.detach()))
+        target, tail = self.target(anatomy), max(1, round(TAIL * self.steps))
+        start = gates.theta_of(torch.from_numpy(odds).float()).clamp(gates.low, gates.high)
+        first_size = float(gates.share(start).sum())
+
+        def work(state: State, first: int, last: int) -> State:
+            generator = torch.Generator()
+            generator.set_state(torch.from_numpy(state["random"].copy()))
+            problem.order = state["order"].tolist()
+            theta = torch.from_numpy(state["theta"].copy()).to(model.device).requires_grad_()
+            averaged = torch.from_numpy(state["averaged"].copy()).to(model.device)
+            adam = torch.optim.Adam([theta], lr=self.lr, betas=(0.9, 0.95))
+            restore_adam(adam, state, first)
+            price, losses = float(state["price"]), state["losses"].tolist()
+            for step in range(first, last):
+                number = problem.next(generator)
+                noise = torch.rand((problem.rows(number), len(theta)), generator=generator).to(model.device)
+                loss = problem.loss(number, gates.sample(theta, noise))
+                size = gates.share(theta).sum()
+                wanted = target * (first_size / target) ** max(0.0, 1 - step / max(1.0, FALL * self.steps))
+                excess = float(np.clip(math.log(float(size.detach()) / wanted), -1.0, 1.0))
+                price *= math.exp(RATE * excess)
+                adam.zero_grad()
+                (loss + price * math.exp(DAMPING * excess) * size).backward()
+                adam.step()
+                with torch.no_grad():
+                    theta.clamp_(gates.low, gates.high)
+                    if step >= self.steps - tail:
+                        averaged += theta / tail
+                model.passes["backward"] += 1
+                losses.append(float(loss.detach()))
+            return {
+                "theta": theta.detach().cpu().numpy(),
+                "averaged": averaged.cpu().numpy(),
+                "price": np.array(price),
+                "losses": np.array(losses),
+                "random": generator.get_state().numpy(),
+                "order": np.array(problem.order, dtype=np.int64),
+                **adam_state(adam),
+            }
+
+        state: State = {
+            "theta": start.numpy(),
+            "averaged": np.zeros_like(odds, dtype=np.float32),
+            "price": np.array(PRICE * problem.worst() / target),
+            "losses": np.empty(0),
+            "random": torch.Generator().manual_seed(self.seed).get_state().numpy(),
+            "order": np.empty(0, dtype=np.int64),
+        }
+        settings = (self, ablation, direction)
+        state = in_stretches(runs.hands, runs, self.name, settings, self.steps, AT_ONCE, state, work)
+        averaged, losses = torch.from_numpy(state["averaged"].copy()), state["losses"].tolist()
+        price = float(state["price"])
         share = gates.share(averaged.double()).cpu().numpy()
         values = share
         if self.units == "edges":
@@ -250,13 +280,14 @@ class _Problem:
             self._scale = max(float(np.abs(self._runs.clean - self._runs.corrupted).mean()), 1e-6)
         most = max(len(b.index) * int(b.clean.shape[1]) for b in self._runs.batches)
         self._recompute = most * graph_bytes(runs.model) > runs.plan.budget // 4
-        self._order: list[int] = []
+        self.order: list[int] = []
+        """Batches that are still to come by."""
 
     def next(self, generator: torch.Generator) -> int:
         """A batch; all come by before one comes again."""
-        if not self._order:
-            self._order = torch.randperm(len(self._runs.batches), generator=generator).tolist()
-        return self._order.pop()
+        if not self.order:
+            self.order = torch.randperm(len(self._runs.batches), generator=generator).tolist()
+        return self.order.pop()
 
     def rows(self, number: int) -> int:
         return len(self._runs.batches[number].index)

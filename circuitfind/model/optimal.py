@@ -22,6 +22,7 @@ from torch import Tensor
 from circuitfind.model.contrast import Contrast
 from circuitfind.model.node_pass import NodePass
 from circuitfind.model.precision import using
+from circuitfind.model.stretch import State, adam_state, in_stretches, restore_adam
 from circuitfind.model.writes import Writes
 from circuitfind.task.metrics import get_metric
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 KL = get_metric("kl")  # minus the divergence
 STEPS, STEP_PROMPTS = 40, 8
+AT_ONCE = 10
+"""Steps that an interruption costs at the most."""
 RATE = 0.2
 """Of Adam, in units of a writer's deviation from its mean; it falls to zero along a cosine."""
 
@@ -48,15 +51,36 @@ def learn_constants(runs: BatchRuns, *, steps: int = STEPS) -> Writes:
     with using(runs.model, "fp32"):
         mean, spread = moments(runs)
         move = mean.map(lambda x: torch.zeros_like(x).requires_grad_())
-        adam = torch.optim.Adam([move.input, *move.z, *(move.mlp or [])], lr=RATE, betas=(0.9, 0.99))
-        fall = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
-        for step in range(steps):
-            adam.zero_grad()
-            _losses(runs, step % len(runs.batches), _moved(mean, spread, move), learn=True)
-            adam.step()
-            fall.step()
+        moves = [move.input, *move.z, *(move.mlp or [])]
+
+        def work(state: State, first: int, last: int) -> State:
+            with torch.no_grad():
+                for number, tensor in enumerate(moves):
+                    tensor.copy_(torch.from_numpy(state[f"move.{number}"].copy()))
+            adam = torch.optim.Adam(moves, lr=RATE, betas=(0.9, 0.99))
+            fall = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+            restore_adam(adam, state, first)
+            if first:
+                adam.param_groups[0]["lr"] = float(state["rate"])
+                fall.load_state_dict({"last_epoch": first, "_step_count": first + 1})
+            for step in range(first, last):
+                adam.zero_grad()
+                _losses(runs, step % len(runs.batches), _moved(mean, spread, move), learn=True)
+                adam.step()
+                fall.step()
+            return {**_moves(moves), "rate": np.array(adam.param_groups[0]["lr"]), **adam_state(adam)}
+
+        start: State = _moves(moves)
+        end = in_stretches(runs.hands, runs, "optimal", (steps,), steps, AT_ONCE, start, work)
+        with torch.no_grad():
+            for number, tensor in enumerate(moves):
+                tensor.copy_(torch.from_numpy(end[f"move.{number}"].copy()))
         learned = _moved(mean, spread, move).map(torch.Tensor.detach)
         return _better(runs.model, learned, mean, losses(runs, learned) < losses(runs, mean))
+
+
+def _moves(moves: list[Tensor]) -> dict[str, np.ndarray]:
+    return {f"move.{number}": tensor.detach().cpu().numpy().copy() for number, tensor in enumerate(moves)}
 
 
 def losses(runs: BatchRuns, constants: Writes) -> Float[np.ndarray, " writer"]:
@@ -75,7 +99,7 @@ def _losses(runs: BatchRuns, number: int, constants: Writes, *, learn: bool) -> 
     found, start = np.empty(len(every)), 0
     while start < len(every):
         rows = slice(start, start + max(1, runs.plan.batch_tokens // (2 * tokens)))
-        with torch.set_grad_enabled(learn):
+        with torch.set_grad_enabled(learn), model.learning():
             written = base.writes
             cut = constants.combined(written, lambda constant, like: constant.expand_as(like))
             logits = model.head(NodePass(Contrast(model, base, cut, cut_is_run=False), every[rows]).run())

@@ -23,6 +23,7 @@ from circuitfind.errors import UsageError
 from circuitfind.output.dot_attribution import attribution_dot, average_dot
 from circuitfind.output.draw import dot_binary, install_hint, render
 from circuitfind.output.files import make_folder, write_atomic
+from circuitfind.reading import read_json
 
 SUMMARY, GRAPH, LISTED = "summary.json", "graph", "graph-metadata.json"
 VERSION = 1
@@ -184,7 +185,7 @@ def _list_graphs(folder: Path, listed: list[dict[str, Any]]) -> None:
     """Write which graphs there are; those of an earlier list that are not among them go."""
     path = folder / LISTED
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        before = {one["slug"] for one in json.loads(path.read_text(encoding="utf-8"))["graphs"]}
+        before = {one["slug"] for one in read_json(path)["graphs"]}
         for slug in before - {one["slug"] for one in listed}:
             if slug == slug_of(slug):
                 (folder / f"{slug}.json").unlink(missing_ok=True)

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import shutil
-import uuid
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path, PurePath
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from circuitfind.errors import CircuitfindError, RunError, UsageError
+from circuitfind.output.owner import temporary_name
 
 OUTPUTS_VARIABLE = "CIRCUITFIND_OUTPUTS"
 
@@ -45,9 +45,9 @@ def write_atomic(path: Path, data: bytes | str) -> Path:
         UsageError: The folder cannot be written to.
         RunError: The disk is full or the file cannot be replaced. Nothing is left behind.
     """
-    content = data.encode("utf-8") if isinstance(data, str) else data
+    content = data.encode("utf-8", "replace") if isinstance(data, str) else data
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = temporary_name(path)
     try:
         # Not tempfile: its files are readable by their owner only, and os.replace would keep that.
         with temporary.open("xb") as file:

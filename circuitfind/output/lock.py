@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 from circuitfind.errors import RunError
 from circuitfind.output.files import explained
+from circuitfind.output.owner import began, host, is_alive, temporary_name
+from circuitfind.reading import read_json
 
 _HELD: set[Path] = set()
 _GUARD = threading.Lock()
@@ -62,8 +62,9 @@ class FolderLock:
         return owner is not None and self._is_alive(owner)
 
     def _create(self) -> bool:
-        text = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
-        fresh = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        pid = os.getpid()
+        text = json.dumps({"pid": pid, "host": host(), "began": began(pid)})
+        fresh = temporary_name(self.path)
         try:
             # Written beside and linked into place: another process never sees a lock without its owner.
             fresh.write_text(text, encoding="utf-8")
@@ -90,7 +91,7 @@ class FolderLock:
         return True
 
     def _is_alive(self, owner: dict[str, Any]) -> bool:
-        if owner.get("host") != socket.gethostname():
+        if owner.get("host") != host():
             return True
         pid = owner.get("pid")
         if not isinstance(pid, int) or pid <= 0:
@@ -98,18 +99,11 @@ class FolderLock:
         if pid == os.getpid():
             # The number of a dead process may have come round to this one.
             return self.path in _HELD
-        if sys.platform == "win32":
-            return True  # signal 0 is Ctrl-C there, so nobody can be asked
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-        except OSError:
-            return True
-        return True
+        since = owner.get("began")
+        return is_alive(pid, since if isinstance(since, str) else None)
 
     def _set_aside(self) -> None:
-        aside = self.path.with_name(f".{self.path.name}.stale.{os.getpid()}")
+        aside = temporary_name(self.path)
         with contextlib.suppress(OSError):
             self.path.replace(aside)
             owner = _read(aside)
@@ -129,7 +123,7 @@ class FolderLock:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -11,25 +11,26 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, final
 
-from circuitfind.config import SCHEMA_VERSION
-from circuitfind.errors import CircuitfindError, RunError
+from circuitfind.allowed import allowed
+from circuitfind.errors import CircuitfindError, RunError, UsageError
 from circuitfind.output.files import file_sha256, plain, sha256, write_atomic
+from circuitfind.output.journal import FOLDER, Journal, drop
+from circuitfind.output.links import below
 from circuitfind.output.lock import FolderLock
+from circuitfind.output.manifest import LOCK, MANIFEST, behind, is_inside, now, read_manifest, seal
+from circuitfind.output.owner import sweep
 from circuitfind.output.provenance import git_state, machine, versions
 
-FORMAT = "circuitfind.run"
-MANIFEST = "manifest.json"
-LOCK = "run.lock"
+_PLANS = "plans"
 
-Status = Literal["running", "finished", "failed", "interrupted"]
+Status = Literal["running", "finished", "refused", "failed", "interrupted"]
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,8 @@ class Run:
         if record is None or record["key"] != key:
             return None
         files: dict[str, Path] = {}
+        # Facts are read as they are, so what was changed by hand counts as little as a file that was; older runs have no seal.
+        changed = None if record.get("seal", seal(record["facts"])) == seal(record["facts"]) else MANIFEST
         for file, entry in record["files"].items():
             path = self.path / file
             try:
@@ -99,13 +102,15 @@ class Run:
             except OSError:
                 intact = False
             if not intact:
-                if warn and name not in self._warned:
-                    logger.warning(
-                        "%s: %s is missing or was changed; stage '%s' has to run again", self.name, file, name
-                    )
-                    self._warned.add(name)
-                return None
+                changed = changed or file
             files[file] = path
+        if changed is not None:
+            if warn and name not in self._warned:
+                logger.warning(
+                    "%s: %s is missing or was changed; stage '%s' has to run again", self.name, changed, name
+                )
+                self._warned.add(name)
+            return None
         return Stage(name, key, MappingProxyType(files), MappingProxyType(deepcopy(record["facts"])))
 
     def finish_stage(
@@ -132,13 +137,33 @@ class Run:
                 "finished": now(),
                 "files": entries,
                 "facts": plain(facts or {}),
+                "seal": seal(plain(facts or {})),
                 "versions": versions(),
             }
             self._save()
         stored = {file: self.path / file for file in files}
         return Stage(name, key, MappingProxyType(stored), MappingProxyType(plain(facts or {})))
 
+    def journal(self, name: str, key: str, *, fresh: bool = False) -> Journal:
+        """What is kept of a stage until it is finished, from an interrupted run too unless it is to be ``fresh``."""
+        return Journal(self._journal_path(name), key, fresh=fresh)
+
+    def plans(self) -> Journal:
+        """The sizes of batches that the run began with, until it is finished."""
+        return self.journal(_PLANS, self.name)
+
+    def _journal_path(self, name: str) -> Path:
+        return self._inside(f"{FOLDER}/{name}.bin")
+
     # Files that belong to no stage, such as pictures drawn later.
+
+    def place(self, name: str) -> Path:
+        """A folder of the run, to write into.
+
+        Raises:
+            UsageError: A link leads out of the run's folder there.
+        """
+        return self._inside(name, folder=True)
 
     def write(self, name: str, data: bytes | str) -> Path:
         return write_atomic(self._inside(name), data)
@@ -160,14 +185,16 @@ class Run:
             ) from error
 
     def record(self, **facts: Any) -> None:
-        """Put facts into the manifest: ``seeds``, ``hashes``, ``device``, ``dtype``, ``task_file``. Mappings are merged."""
-        known = {"seeds", "hashes", "device", "dtype", "task_file"}
+        """Put facts into the manifest: ``seeds``, ``hashes``, ``device``, ``dtype``, ``placement``, ``engine``,
+        ``task_file``. Mappings are merged.
+        """
+        known = {"seeds", "hashes", "device", "dtype", "placement", "engine", "task_file"}
         if not facts.keys() <= known:
             raise TypeError(f"a manifest holds no {sorted(facts.keys() - known)}")
         with self._locked():
             for key, value in facts.items():
                 new = plain(value)
-                self._manifest[key] = {**self._manifest[key], **new} if isinstance(new, dict) else new
+                self._manifest[key] = {**self._manifest.get(key, {}), **new} if isinstance(new, dict) else new
             self._save()
 
     # The life of a run.
@@ -186,8 +213,10 @@ class Run:
     ) -> None:
         if kind is None:
             status: Status = "finished"
+        elif issubclass(kind, KeyboardInterrupt):
+            status = "interrupted"
         else:
-            status = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
+            status = "refused" if issubclass(kind, UsageError) else "failed"
         try:
             self._end(status, error)
         except CircuitfindError:
@@ -201,9 +230,15 @@ class Run:
         # Another process may have finished stages since this one looked.
         with contextlib.suppress(RunError):
             self._manifest = read_manifest(self.path)
+        # What a kill left here: temporary files, and the journal of a stage that it had just finished.
+        sweep(self.path)
+        for name, record in self._manifest["stages"].items():
+            drop(self._journal_path(name), record["key"])
+        started = now()
         self._manifest.update(
             status="running",
-            started=now(),
+            started=started,
+            order=max(started, behind(self.path)),
             ended=None,
             error=None,
             command=list(sys.argv),
@@ -211,11 +246,15 @@ class Run:
             platform=machine(),
             git=git_state(),
         )
+        if allowed().trust_remote_code:
+            self._manifest["trust_remote_code"] = True
         self._save()
 
     def _end(self, status: Status, error: BaseException | None) -> None:
+        if status == "finished":
+            drop(self._journal_path(_PLANS), self.name)
         told = None
-        if status == "failed" and error is not None:
+        if status in ("refused", "failed") and error is not None:
             told = (
                 error.as_dict()
                 if isinstance(error, CircuitfindError)
@@ -241,92 +280,7 @@ class Run:
         finally:
             self._lock.release()
 
-    def _inside(self, name: str) -> Path:
-        parts = PurePosixPath(name).parts
-        reserved = name in (MANIFEST, LOCK)
-        if not parts or ".." in parts or PurePosixPath(name).is_absolute() or "\\" in name or reserved:
+    def _inside(self, name: str, *, folder: bool = False) -> Path:
+        if not is_inside(name):
             raise ValueError(f"{name!r} is no name of a file inside a run folder")
-        return self.path.joinpath(*parts)
-
-
-def now() -> str:
-    """The time in UTC, to the microsecond, so that runs sort by it."""
-    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
-
-
-def new_manifest(
-    name: str, task: str, model: str, identity: str, config: Mapping[str, Any]
-) -> dict[str, Any]:
-    moment = now()
-    return {
-        "format": FORMAT,
-        "version": SCHEMA_VERSION,
-        "name": name,
-        "id": identity,
-        "task": task,
-        "model": model,
-        "status": "running",
-        "created": moment,
-        "started": moment,
-        "ended": None,
-        "error": None,
-        "command": list(sys.argv),
-        "config": plain(config),
-        "seeds": {},
-        "hashes": {},
-        "device": None,
-        "dtype": None,
-        "task_file": None,
-        "versions": versions(),
-        "platform": machine(),
-        "git": git_state(),
-        "stages": {},
-    }
-
-
-_SHAPE: Sequence[tuple[str, type]] = (
-    ("name", str),
-    ("task", str),
-    ("model", str),
-    ("status", str),
-    ("created", str),
-    ("started", str),
-    ("config", dict),
-    ("seeds", dict),
-    ("hashes", dict),
-    ("stages", dict),
-)
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a run folder.
-
-    Raises:
-        RunError: It is missing, damaged, or of another version.
-    """
-    where = path / MANIFEST
-    hint = "give the same discover command again (its stages are run anew), or delete the folder"
-    try:
-        found = json.loads(where.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"the manifest cannot be read: {error}", where=str(where), hint=hint) from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise RunError("this is no manifest of a run", where=str(where), hint=hint)
-    if found.get("version") != SCHEMA_VERSION:
-        told = f"the manifest has version {found.get('version')}; this program reads version {SCHEMA_VERSION}"
-        raise RunError(told, where=str(where), hint=hint)
-    wrong = next((key for key, kind in _SHAPE if not isinstance(found.get(key), kind)), None)
-    if wrong is None and not all(_is_stage(record) for record in found["stages"].values()):
-        wrong = "stages"
-    if wrong is not None:
-        raise RunError(f"the manifest is damaged at '{wrong}'", where=str(where), hint=hint)
-    return found
-
-
-def _is_stage(record: Any) -> bool:
-    if not isinstance(record, dict) or not isinstance(record.get("key"), str):
-        return False
-    files = record.get("files")
-    if not isinstance(files, dict) or not isinstance(record.get("facts"), dict):
-        return False
-    return all(isinstance(entry, dict) and "sha256" in entry for entry in files.values())
+        return below(self.path, name, folder=folder)

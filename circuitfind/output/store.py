@@ -17,8 +17,10 @@ from typing import Any
 
 from circuitfind.errors import RunError, UsageError, did_you_mean
 from circuitfind.output.files import OUTPUTS_VARIABLE, make_folder, stage_key, write_atomic
+from circuitfind.output.links import below
 from circuitfind.output.lock import FolderLock
-from circuitfind.output.run import LOCK, MANIFEST, Run, Stage, new_manifest, read_manifest
+from circuitfind.output.manifest import LOCK, MANIFEST, NewerRun, new_manifest, order_of, read_manifest
+from circuitfind.output.run import Run, Stage
 
 __all__ = ["Run", "RunInfo", "Stage", "Store", "run_name", "stage_key", "write_atomic"]
 
@@ -35,6 +37,7 @@ class RunInfo:
     Attributes:
         status: That of the run, or ``damaged`` when its manifest cannot be read; ``problem`` then says why.
         error: What ended a run that failed.
+        order: By which runs are sorted, so that the latest one comes first though the clock was set back.
         started: Time in UTC; of a damaged run, when its folder last changed.
     """
 
@@ -48,6 +51,7 @@ class RunInfo:
     stages: tuple[str, ...] = ()
     problem: str | None = None
     error: str | None = None
+    order: str = ""
 
 
 class Store:
@@ -62,15 +66,19 @@ class Store:
         A damaged manifest is set aside as ``manifest.json.damaged`` and the run begins anew.
 
         Raises:
-            UsageError: The output folder cannot be written to.
-            RunError: The disk is full, or the damaged folder is in use.
+            UsageError: The output folder cannot be written to, or the run's is a link to a folder that is no run.
+            RunError: The disk is full, the damaged folder is in use, or a later version of the program wrote there.
         """
         name, identity = run_name(task, model, config)
         path = self.root / name
+        if not (path / MANIFEST).is_file():
+            below(self.root, name, folder=True)
         make_folder(path)
         if (path / MANIFEST).exists():
             try:
                 return Run(path, read_manifest(path))
+            except NewerRun:
+                raise
             except RunError as error:
                 logger.warning("%s: %s; the run begins anew", name, error.what)
                 _set_manifest_aside(path)
@@ -91,7 +99,7 @@ class Store:
         except OSError:
             return []
         found = [_info(path) for path in folders]
-        return sorted(found, key=lambda info: (info.started, info.name), reverse=True)
+        return sorted(found, key=lambda info: (info.order, info.name), reverse=True)
 
     def finished(self, stage: str, key: str, *, but: Path | None = None) -> Stage | None:
         """A finished stage with this key in any run but one, the newest first: its files serve others as well."""
@@ -172,7 +180,7 @@ def _info(path: Path) -> RunInfo:
         with contextlib.suppress(OSError):
             changed = (path / MANIFEST).stat().st_mtime
         started = datetime.fromtimestamp(changed, timezone.utc).isoformat(timespec="microseconds")
-        return RunInfo(path.name, path, "damaged", started, problem=error.what)
+        return RunInfo(path.name, path, "damaged", started, problem=error.what, order=started)
     manifest = run.manifest
     return RunInfo(
         name=path.name,
@@ -184,6 +192,7 @@ def _info(path: Path) -> RunInfo:
         ended=manifest.get("ended"),
         stages=tuple(manifest["stages"]),
         error=(manifest.get("error") or {}).get("what"),
+        order=order_of(manifest),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ from circuitfind.errors import RunError, UsageError
 from circuitfind.output.files import stage_key
 from circuitfind.output.labels import FILE, Labels, Owner
 from circuitfind.output.run import Run
+from circuitfind.reading import read_json
 
 NAMES = "names.json"
 FORMAT = "circuitfind.names"
@@ -78,7 +78,7 @@ def _dictionaries(run: Run) -> tuple[str | None, str | None]:
 def read_names(run: Run) -> dict[str, Any] | None:
     """The run's ``names.json``; None where there is none, or none that can be read."""
     try:
-        data = json.loads((run.path / NAMES).read_text(encoding="utf-8"))
+        data = read_json(run.path / NAMES)
     except (OSError, ValueError):
         return None
     good = isinstance(data, dict) and (data.get("format"), data.get("version")) == (FORMAT, VERSION)
