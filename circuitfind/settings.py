@@ -325,7 +325,7 @@ def memory_bytes(size: str | int | None) -> int | None:
         UsageError: It is no amount of memory.
     """
     if isinstance(size, str):
-        from circuitfind.model.memory import parse_size
+        from circuitfind.sizes import parse_size
 
         size = parse_size(size)
     if size is not None and size < 1:

@@ -13,7 +13,7 @@ see the raw ``[batch, pos, head * d_head]`` tensors; TransformerLens's own hooks
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -29,16 +29,17 @@ from circuitfind.model.attention import read_rotaries
 from circuitfind.model.layer import Layer, linear, read_layers
 from circuitfind.model.norms import read_norm
 from circuitfind.model.parts import Parts
+from circuitfind.model.placement import carried
 from circuitfind.model.precision import full
+from circuitfind.model.shapes import LONGEST
+from circuitfind.model.shelves import End
 
 if TYPE_CHECKING:
+    from circuitfind.model.checkpoint import Placement
     from circuitfind.task.prompts import Tokenizer
 
 Hook = Callable[[Tensor], "Tensor | None"]
 """Sees the tensor at a site; returns another to put in its place, or None to leave it."""
-
-LONGEST = 32768
-"""Positions that rotations are prepared for."""
 
 FAMILIES = (
     "known to work: GPT-2, Pythia/NeoX, Llama, Qwen 2 and 3, Gemma 2, and TransformerLens-format models"
@@ -62,6 +63,8 @@ class Model:
         fingerprint: Hash of the weights.
         passes: Forward and backward passes run so far, and the ``work`` in them: tokens times layers.
         precision: What passes run in; set by ``precision.using``.
+        placement: Where the weights lie, where they are not all on one device.
+        loaded_as: The name that ``load_model`` gives the same weights for; None where they were changed since.
     """
 
     def __init__(
@@ -73,8 +76,10 @@ class Model:
         tokenizer: Tokenizer | None,
         source: str,
         n_vocab_out: int | None = None,
+        placement: Placement | None = None,
     ) -> None:
         self.bridge = bridge
+        self.placement = placement
         self.name = name
         self.fingerprint = fingerprint
         self.tokenizer = tokenizer
@@ -91,21 +96,33 @@ class Model:
         self.causal = getattr(config, "attention_dir", "causal") == "causal"
         self.passes = {"forward": 0, "backward": 0, "work": 0}
         self.precision: Precision = "fp32"
+        self.loaded_as: str | None = None
         blocks = list(bridge.blocks)
         self._check_blocks(blocks)
+        if placement is not None:
+            placement.settle(bridge)
         self.has_mlp = hasattr(blocks[0], "mlp")
         rotaries = read_rotaries(
             [m for m in bridge.modules() if type(m).__name__.endswith("RotaryEmbedding")],
-            self.device,
+            self.home,
             self.n_ctx,
         )
-        candidates = [
-            read_layers(block, config, rotaries, f"{name}, block {i}") for i, block in enumerate(blocks)
-        ]
+        rotaries = rotaries if placement is None else placement.rotary(rotaries)
+        candidates = []
+        for i, block in enumerate(blocks):
+            with self._present(block):
+                found = read_layers(block, config, rotaries, f"{name}, block {i}")
+                candidates.append(found if placement is None else placement.placed(i, block, found))
         self.layers = [found[0] for found in candidates]
         self.final_site: nn.Module = bridge.ln_final.hook_in
         self.final_norm = read_norm(bridge.ln_final.original_component, self.d_model, f"{name}, final norm")
-        self.w_u, self.b_u = linear(bridge.unembed)
+        with self._present(bridge.unembed):
+            w_u, self.b_u = linear(bridge.unembed)
+            self._unembedding: Tensor | End = w_u
+            if placement is not None:
+                self._unembedding, self.b_u = placement.end(bridge.unembed, w_u, self.b_u)
+                self.final_norm = carried(self.final_norm, placement.device)
+                placement.finish()
         hf_config = getattr(getattr(bridge, "original_model", None), "config", None)
         caps = (
             getattr(config, "output_logits_soft_cap", None),
@@ -119,12 +136,34 @@ class Model:
 
     @property
     def device(self) -> torch.device:
+        """Where passes run."""
+        return self.home if self.placement is None else self.placement.device
+
+    @property
+    def home(self) -> torch.device:
+        """Where the bridge runs, and prompts are embedded."""
+        if self.placement is not None:
+            return self.placement.home
         return torch.device(next(iter(self.bridge.parameters())).device)
 
     @property
     def dtype(self) -> torch.dtype:
         found: torch.dtype = next(iter(self.bridge.parameters())).dtype
         return found
+
+    @property
+    def w_u(self) -> Float[Tensor, "d_model vocab"]:
+        """The unembedding, brought where passes run if it lies elsewhere."""
+        found = self._unembedding
+        return found if isinstance(found, Tensor) else found.whole()
+
+    def learning(self) -> AbstractContextManager[None]:
+        """A block of passes whose graph autograd keeps: it then keeps no weights that lie elsewhere."""
+        return nullcontext() if self.placement is None else self.placement.pager.learning()
+
+    def _present(self, module: nn.Module) -> AbstractContextManager[None]:
+        """A block in which the bridge's module has its weights."""
+        return nullcontext() if self.placement is None else self.placement.present(module)
 
     @property
     def d_mlp(self) -> int:
@@ -144,7 +183,7 @@ class Model:
     def with_parts(self, parts: Mapping[int, Parts]) -> Model:
         """The same model with some MLPs split; weights and counters are shared."""
         found = copy(self)
-        found.layers = [replace(layer, parts=parts.get(i)) for i, layer in enumerate(self.layers)]
+        found.layers = [layer.with_parts(parts.get(i)) for i, layer in enumerate(self.layers)]
         names = [
             tuple(str(node) for node in parts[i].nodes) if i in parts else () for i in range(len(self.layers))
         ]
@@ -162,9 +201,9 @@ class Model:
 
         try:
             with torch.no_grad(), self.hooked([(self.layers[0].sites["resid"], stop)]):
-                self.bridge(tokens, return_type="logits", use_cache=False)
+                self.bridge(tokens.to(self.home), return_type="logits", use_cache=False)
         except _Embedded as end:
-            return end.stream
+            return end.stream.to(self.device)
         raise AssertionError("the pass never reached the first block")
 
     def head(
@@ -178,10 +217,15 @@ class Model:
         self, normed: Float[Tensor, "*row d_model"], tokens: Int[Tensor, " vocab"] | None = None
     ) -> Float[Tensor, "*row vocab"]:
         """Logits from the normalised stream; of some tokens only where they are given."""
-        out = normed @ (self.w_u if tokens is None else self.w_u.T[tokens].T)
+        out = normed @ (self.w_u if tokens is None else self.w_u_of(tokens))
         if self.b_u is not None:
             out = out + (self.b_u if tokens is None else self.b_u[tokens])
         return out if self.logit_cap is None else self.logit_cap * torch.tanh(out / self.logit_cap)
+
+    def w_u_of(self, tokens: Int[Tensor, " vocab"]) -> Float[Tensor, "d_model vocab"]:
+        """The unembedding of some tokens; only theirs is brought where it lies elsewhere."""
+        found = self._unembedding
+        return found.T[tokens].T if isinstance(found, Tensor) else found.some(tokens)
 
     # The bridge's own pass: for the probe, and for tests.
 
@@ -212,10 +256,15 @@ class Model:
             answer_positions: Where each row is read.
             mask: False at padding; None when nothing is padded.
         """
-        extra: dict[str, Any] = {} if mask is None else {"attention_mask": mask.long()}
-        out = self.bridge(tokens, return_type="logits", use_cache=False, **extra)
-        rows = torch.arange(len(tokens), device=tokens.device)
-        found: Tensor = out[rows, answer_positions]
+        home = self.home
+        extra: dict[str, Any] = {} if mask is None else {"attention_mask": mask.long().to(home)}
+        running: AbstractContextManager[None] = nullcontext()
+        if self.placement is not None:
+            running = self.placement.running(list(self.bridge.blocks), self.bridge.unembed)
+        with running:
+            out = self.bridge(tokens.to(home), return_type="logits", use_cache=False, **extra)
+        rows = torch.arange(len(tokens), device=home)
+        found: Tensor = out[rows, answer_positions.to(home)].to(self.device)
         return found
 
 
@@ -274,7 +323,7 @@ class _Probe:
 
         def keep(key: tuple[int, str]) -> Hook:
             def hook(tensor: Tensor) -> None:
-                seen[key] = tensor
+                seen[key] = tensor.to(model.device)
 
             return hook
 

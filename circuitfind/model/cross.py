@@ -28,13 +28,14 @@ from torch.nn.functional import pad
 
 from circuitfind.errors import RunError, UnsupportedError
 from circuitfind.model.anatomy import Anatomy
+from circuitfind.model.batch_runs import Carried
 from circuitfind.model.batches import Side
 from circuitfind.model.bridge import Model
 from circuitfind.model.contrast import Contrast
 from circuitfind.model.forward import BlockRun, Trace, attend, run_trace
 from circuitfind.model.layer import Layer
 from circuitfind.model.norms import Norm
-from circuitfind.model.runs import Carried, Runs
+from circuitfind.model.runs import Runs
 from circuitfind.model.writes import Writes
 from circuitfind.task.pairs import PromptPairs
 
@@ -45,12 +46,17 @@ def check_shape(a: Model, b: Model) -> None:
     """Refuse models between which activations mean nothing, or between which there is nothing to find.
 
     Raises:
-        UnsupportedError: They have the same weights, or differ in shape or in their norms.
+        UnsupportedError: They have the same weights, differ in shape or in their norms, or are offloaded.
     """
     if a.fingerprint == b.fingerprint:
         raise UnsupportedError(
             f"{a.name} and {b.name} are one model: they have the same weights",
             hint="give another model as --model-b, such as a fine-tuned one or another checkpoint",
+        )
+    if a.placement is not None or b.placement is not None:
+        raise UnsupportedError(
+            "two models are not compared with their weights offloaded",
+            hint="leave out --device-map and --max-memory",
         )
     facts: dict[str, tuple[Any, Any]] = {
         "writers and readers": (_shape(a.anatomy), _shape(b.anatomy)),

@@ -59,6 +59,10 @@ class Layer:
     def n_kv_heads(self) -> int:
         return (self.w_qkv.shape[1] // self.d_head - self.n_heads) // 2
 
+    def with_parts(self, parts: Parts | None) -> Layer:
+        """The same block with its MLP split so, or whole."""
+        return replace(self, parts=parts)
+
     def _span(self, slot: str) -> slice:
         heads, groups = self.n_heads * self.d_head, self.n_kv_heads * self.d_head
         start = {"q": 0, "k": heads, "v": heads + groups}[slot]

@@ -6,23 +6,26 @@ Weights are read from safetensors only. A pickle can run code while it is read, 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
 
 from circuitfind.errors import ModelError, nearest
+from circuitfind.model import hub
 from circuitfind.model.bridge import Model
+from circuitfind.model.checkpoint import placed_apart
+from circuitfind.model.declared import check_declared
 from circuitfind.model.identity import hash_files, identity, model_folder
+from circuitfind.model.own_code import check_folder, code_is_allowed
 from circuitfind.model.quiet import quiet
 from circuitfind.model.tl_format import boot_native, load_tl
 from circuitfind.model.tokenizer import HFTokenizer
+from circuitfind.offload import current, make_folder
+from circuitfind.reading import read_json
 from circuitfind.zoo import TRAINED, ZOO, is_planted, is_zoo, split_zoo, trained_folder
 
 if TYPE_CHECKING:
@@ -53,7 +56,12 @@ def load_model(name: str, *, device: str = "auto") -> Model:
         ModelError: No such model, no network, a damaged or unsafe file.
         UnsupportedError: A model that cannot be taken apart.
     """
-    where = pick_device(device)
+    found = _find(name, pick_device(device))
+    found.loaded_as = name
+    return found
+
+
+def _find(name: str, where: torch.device) -> Model:
     if is_zoo(name):
         return _load_zoo(name, where)
     folder = model_folder(name)
@@ -62,7 +70,7 @@ def load_model(name: str, *, device: str = "auto") -> Model:
     if name.startswith("$"):
         variable = name.partition("/")[0][1:].strip("{}")
         raise ModelError(
-            f"there is no folder '{name}'" + ("" if str(folder).startswith("$") else f" ({folder})"),
+            f"there is no folder '{name}'" + (" (it is not set)" if str(folder).startswith("$") else ""),
             hint=f"set {variable} to the folder that holds it, or name the model's own folder by --model",
         )
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -115,8 +123,10 @@ def load_tokenizer(name: str) -> HFTokenizer | None:
     local = folder.is_dir()
     if not local and name.startswith((".", "/", "~", "$")):
         raise ModelError(f"'{name}' is no folder", hint="give a folder, a zoo name, or a hub name")
+    path = str(folder) if local else name
+    trusted = code_is_allowed(path, name, local=local)
     with quiet():
-        found = _hf_tokenizer(str(folder) if local else name, local)
+        found = _hf_tokenizer(path, local, trusted)
     return None if found is None else HFTokenizer(found)
 
 
@@ -142,7 +152,7 @@ def _load_folder(folder: Path, name: str, device: torch.device) -> Model:
             hint="give a Hugging Face folder (config.json, model.safetensors) or a TransformerLens-format one",
         )
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        config = read_json(config_path, words=True)
     except (ValueError, OSError) as error:
         raise ModelError(
             f"config.json cannot be read: {error}", where=str(config_path), hint="restore the file"
@@ -161,11 +171,13 @@ def _load_folder(folder: Path, name: str, device: torch.device) -> Model:
         raise ModelError(
             "there are no weights (*.safetensors)", where=str(folder), hint="copy model.safetensors there"
         )
+    check_folder(folder, name)
     for path in weights:
         _check_safetensors(path)
     fingerprint = hash_files(folder)
     if config.get("format") == TL_FORMAT:
         return load_tl(folder, config, weights, name, device, fingerprint)
+    check_declared(config, weights, config_path)
     return _load_hf(str(folder), name, device, fingerprint=fingerprint, local=True)
 
 
@@ -185,7 +197,7 @@ def _check_safetensors(path: Path) -> None:
 
 
 def _load_hub(name: str, device: torch.device) -> Model:
-    if not _offline() and not _cached(name) and not _reachable():
+    if not _offline() and not _cached(name) and not hub.reachable():
         # The hub's client would try again for half a minute before it says the same.
         raise _hf_error(
             name, OSError("the hub cannot be reached, and the model is not in its cache"), local=False
@@ -194,6 +206,11 @@ def _load_hub(name: str, device: torch.device) -> Model:
 
 
 def _load_hf(path: str, name: str, device: torch.device, *, fingerprint: str | None, local: bool) -> Model:
+    trusted = code_is_allowed(path, name, local=local)
+    offload, placed, folder = current(), {}, None
+    if offload.placed:
+        folder = make_folder(offload)
+        placed = {"device_map": {"": "disk"}, "offload_folder": str(folder)}
     with quiet():
         from transformers import AutoModelForCausalLM
 
@@ -205,6 +222,8 @@ def _load_hf(path: str, name: str, device: torch.device, *, fingerprint: str | N
                 attn_implementation="eager",
                 dtype=torch.float32,
                 output_loading_info=True,
+                trust_remote_code=trusted,
+                **placed,
             )
         except (
             Exception
@@ -216,13 +235,19 @@ def _load_hf(path: str, name: str, device: torch.device, *, fingerprint: str | N
                 where=name,
                 hint="config.json and the weights do not belong together, or a file is missing",
             )
-        tokenizer = _hf_tokenizer(path, local)
+        tokenizer = _hf_tokenizer(path, local, trusted)
         from transformer_lens.model_bridge import TransformerBridge
 
         hf_model.eval()
+        placement = None if folder is None else placed_apart(hf_model, offload, device, folder)
         try:
             bridge = TransformerBridge.boot_transformers(
-                path, hf_model=hf_model, tokenizer=_token_ids_only(), device=str(device), dtype=torch.float32
+                path,
+                hf_model=hf_model,
+                tokenizer=_token_ids_only(),
+                device=str(device if placement is None else placement.home),
+                dtype=torch.float32,
+                trust_remote_code=trusted,
             )
         except Exception as error:
             raise ModelError(
@@ -237,6 +262,7 @@ def _load_hf(path: str, name: str, device: torch.device, *, fingerprint: str | N
         fingerprint=fingerprint or commit or _hash_state(hf_model.state_dict()),
         tokenizer=None if tokenizer is None else HFTokenizer(tokenizer),
         source=f"zoo: {name}" if name in TRAINED else source,
+        placement=placement,
     )
 
 
@@ -264,14 +290,16 @@ def _hf_error(name: str, error: Exception, local: bool) -> ModelError:
     )
 
 
-def _hf_tokenizer(path: str, local: bool) -> Any | None:
+def _hf_tokenizer(path: str, local: bool, trusted: bool) -> Any | None:
     from transformers import AutoTokenizer
 
     folder = Path(path)
     if local and not any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=local or _offline())
+        return AutoTokenizer.from_pretrained(
+            path, local_files_only=local or _offline(), trust_remote_code=trusted
+        )
     except Exception as error:
         raise ModelError(
             f"the tokenizer cannot be read: {_first_line(error)}", where=path, hint="restore tokenizer.json"
@@ -310,26 +338,10 @@ def _offline() -> bool:
 
 
 def _cached(name: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
     try:
-        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+        return hub.cached(name) is not None
     except ValueError:  # no possible name of a repository; the hub's client says so better
         return True
-
-
-def _reachable() -> bool:
-    """Whether the hub answers at all. With a proxy only the hub's client can tell."""
-    from huggingface_hub import constants
-
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    address = urlsplit(constants.ENDPOINT)
-    try:
-        with socket.create_connection((address.hostname or "", address.port or 443), timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 def _first_line(error: BaseException) -> str:

@@ -45,7 +45,8 @@ class MaskedPass:
             mask: Share of its current value that each edge carries, for all prompts or for each; what is marked where no
                 edge exists is never read.
         """
-        return self._model.head(self.final(mask))
+        with self._model.learning():
+            return self._model.head(self.final(mask))
 
     def final(self, mask: Float[Tensor, "#row writer reader"]) -> Float[Tensor, "row d_model"]:
         """The stream that the final norm reads at each prompt's answer position; see ``run``."""

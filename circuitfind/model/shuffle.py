@@ -20,12 +20,17 @@ def shuffled(model: Model, seed: int) -> Model:
     The model itself stays as it is: another copy of its weights is made.
 
     Raises:
-        UnsupportedError: Its MLPs are split: what its units are belongs to the weights that it has.
+        UnsupportedError: Its MLPs are split, and what its units are belongs to the weights that it has; or it is offloaded.
     """
     if model.anatomy.split:
         raise UnsupportedError(
             "neurons and features are those of the model as it was trained",
             hint="shuffle the weights of the model before it is split",
+        )
+    if model.placement is not None:
+        raise UnsupportedError(
+            "a model whose weights are offloaded has no second copy to shuffle",
+            hint="look at the other controls, or leave out --device-map and --max-memory",
         )
     bridge = deepcopy(model.bridge)
     generator = torch.Generator().manual_seed(seed)
