@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from circuitfind.errors import UsageError
+from circuitfind.machine import free_memory
+from circuitfind.model.shapes import Widths
+from circuitfind.offload import current
 
 if TYPE_CHECKING:
     from circuitfind.model.bridge import Model
+
+Spilled = Literal["none", "cpu", "disk"]
 
 SPARE = 0.8
 """Share of what is free that is used when no budget is given."""
@@ -21,42 +25,12 @@ CPU_TOKENS, GPU_TOKENS = 4096, 65536
 CPU_BATCH, GPU_BATCH = 1024, 65536
 """The same for the tokens of a batch, whose runs are held while it is worked on."""
 
-_UNITS = {
-    "": 1,
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as ``8GB``, ``500 MB`` or ``2GiB``.
-
-    Raises:
-        UsageError: It is none.
-    """
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", text)
-    if found is None or found[2].lower() not in _UNITS:
-        raise UsageError(
-            f"'{text}' is no amount of memory", hint="give a number and a unit, such as 8GB or 500MB"
-        )
-    return int(float(found[1]) * _UNITS[found[2].lower()])
-
 
 def free_bytes(device: torch.device) -> int:
     """What is free on a device now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return 4 << 30  # not Linux: a size that any machine with a model on it has
+    return free_memory()
 
 
 @dataclass(frozen=True)
@@ -70,6 +44,7 @@ class MemoryPlan:
         pass_tokens: Tokens in the rows of a pass that replaces nodes.
         edge_tokens: The same for a pass that replaces edges.
         cache_bytes: What is kept of finished work: half for runs, half for what patched passes start from.
+        spill: Where runs go that are not kept: ``cpu``, ``disk``, or nowhere (``none``): they are computed again.
     """
 
     budget: int
@@ -78,6 +53,7 @@ class MemoryPlan:
     pass_tokens: int
     edge_tokens: int
     cache_bytes: int
+    spill: Spilled = "none"
 
     def halved(self, batch: int = 0, rows: int = 0) -> MemoryPlan:
         """A plan for when this one was too large after all.
@@ -95,6 +71,7 @@ class MemoryPlan:
             max(1, wide // 2),
             max(min(1, edges), edges // 2),
             self.cache_bytes // 2,
+            self.spill,
         )
 
 
@@ -103,30 +80,73 @@ def token_bytes(model: Model, *, edges: bool = True) -> dict[str, int]:
 
     Without ``edges`` no table of what each writer adds is made.
     """
-    size, d, layers = model.dtype.itemsize, model.d_model, len(model.layers)
-    layer, anatomy = model.layers[0], model.anatomy
-    heads, qkv = layer.n_heads * layer.d_head, int(layer.w_qkv.shape[1])
-    gated = 2 if layer.mlp is not None and layer.mlp.w_gate is not None else 1
-    readers = layer.n_heads + 2 * layer.n_kv_heads + int(model.has_mlp)
+    return widths(model).token_bytes(model.dtype.itemsize, edges=edges)
+
+
+def widths(model: Model) -> Widths:
+    """What the bytes of a token depend on, of a loaded model."""
+    layer, d = model.layers[0], model.d_model
     split = [one.parts for one in model.layers if one.parts is not None]
-    held = max((parts.n_held for parts in split), default=0)
-    units = sum(len(parts.units) + d for parts in split)
-    run = (layers * (2 * d + qkv + heads + d * int(model.has_mlp)) + units) * size
-    return {
-        "run": run,
-        "kept": (layers * (gated * model.d_mlp + qkv) + len(split) * held) * size,
-        "node": (6 * d + 2 * qkv + heads + (2 + gated) * model.d_mlp + 4 * held) * size,
-        "edge": ((len(anatomy.writers) + 3 * readers) * d + (2 + gated) * model.d_mlp) * size,
-        "gap": len(anatomy.writers) * d * size if edges else 0,
-    }
+    return Widths(
+        n_layers=len(model.layers),
+        d_model=d,
+        qkv=int(layer.w_qkv.shape[1]),
+        heads=layer.n_heads * layer.d_head,
+        d_mlp=model.d_mlp,
+        has_mlp=model.has_mlp,
+        gated=layer.mlp is not None and layer.mlp.w_gate is not None,
+        writers=len(model.anatomy.writers),
+        readers=layer.n_heads + 2 * layer.n_kv_heads + int(model.has_mlp),
+        units=sum(len(parts.units) + d for parts in split),
+        split=len(split),
+        held=max((parts.n_held for parts in split), default=0),
+    )
+
+
+def copied_bytes(model: Model) -> int:
+    """What passes hold of the weights in another layout, beside what TransformerLens holds."""
+    if model.placement is not None:  # which holds each block once
+        return 0
+    own = {t.untyped_storage().data_ptr() for t in (*model.bridge.parameters(), *model.bridge.buffers())}
+    found = {}
+    for layer in model.layers:
+        tensors = [layer.w_qkv, layer.b_qkv, layer.w_o, layer.w_o_raw]
+        for one in (t.untyped_storage() for t in tensors if t is not None):
+            if one.data_ptr() not in own:
+                found[one.data_ptr()] = one.nbytes()
+    return sum(found.values())
 
 
 def make_plan(model: Model, budget: int | None, *, edges: bool = True) -> MemoryPlan:
     """Share a budget out; without one, most of what is free now. ``edges`` says whether any will be looked at."""
+    placement = model.placement
     if budget is None:
-        budget = int(SPARE * free_bytes(model.device))
-    cost = token_bytes(model, edges=edges)
+        # Room for the blocks that are still to be brought is no room for passes.
+        budget = int(SPARE * max(0, free_bytes(model.device) - (placement.window if placement else 0)))
     cuda = model.device.type == "cuda"
+    found = share_out(budget, token_bytes(model, edges=edges), cuda=cuda, edges=edges)
+    return replace(found, spill=spilled(cuda=cuda, offloaded=placement is not None and placement.offloads))
+
+
+def spilled(*, cuda: bool, offloaded: bool) -> Spilled:
+    """Where runs go that are not kept. By itself only an offloaded model's: all its weights come along to compute them again.
+
+    Raises:
+        UsageError: They are in CPU memory already.
+    """
+    asked = current().activations
+    if asked == "cpu" and not cuda:
+        raise UsageError(
+            "--offload-activations cpu says nothing with --device cpu, where they are already",
+            hint="use --offload-activations disk, or leave it out",
+        )
+    if asked != "auto":
+        return asked
+    return ("cpu" if cuda else "disk") if offloaded else "none"
+
+
+def share_out(budget: int, cost: Mapping[str, int], *, cuda: bool, edges: bool = True) -> MemoryPlan:
+    """Share a budget out where a token takes what ``token_bytes`` says."""
     most, largest = (GPU_TOKENS, GPU_BATCH) if cuda else (CPU_TOKENS, CPU_BATCH)
     # Half for the batch (both runs, the table of differences, its scores), a quarter for the rows of a pass.
     batch = int(0.5 * budget) // (2 * (cost["run"] + cost["kept"]) + 2 * cost["gap"])
