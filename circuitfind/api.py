@@ -31,6 +31,9 @@ def discover(
     controls: str = DEFAULT_CONTROLS,
     views: bool = True,
     names: bool = True,
+    engine: str | None = None,
+    workers: int | None = None,
+    address: str | None = None,
     **settings: Any,
 ) -> Discovery:
     """Find a small circuit for a task, with the evidence for it.
@@ -47,6 +50,9 @@ def discover(
             ``full``, or ``none`` for no such evidence.
         views: Compute what a report shows beside: effects of every node, curves, attention, every prompt.
         names: Where neurons or features are nodes, say what they are, as ``circuitfind name`` does.
+        engine: Who does the work: ``local``, ``processes`` or ``ray``. The results are the same.
+        workers: How many work side by side; as many as there are cores, or GPUs, if None.
+        address: Of a Ray cluster that runs already.
         **settings: Those of ``circuitfind discover``, with underscores: ``method``, ``options`` (a mapping,
             such as ``{"steps": 10}``), ``metric``, ``ablation``, ``direction``, ``counterfactual``, ``faithfulness``,
             ``edges``, ``threshold``, ``evaluations``, ``positions``, ``precision``, ``count``, ``seed``,
@@ -58,6 +64,7 @@ def discover(
     Raises:
         CircuitfindError: Whatever the command would print; ``hint`` says what to do.
     """
+    from circuitfind.engine.chosen import working_with
     from circuitfind.output.draw import FORMATS
     from circuitfind.pipeline import discover_task
     from circuitfind.settings import memory_bytes, resolve
@@ -71,17 +78,18 @@ def discover(
         raise UsageError(f"no controls are called '{controls}'", hint=did_you_mean(controls, CONTROLS))
     spec = task if isinstance(task, TaskSpec) else load_task(task)
     resolved = resolve(spec, model=model, **settings)
-    found = discover_task(
-        spec,
-        resolved,
-        outputs=outputs,
-        device=device,
-        force=force,
-        formats=pictures,
-        memory=memory_bytes(memory),
-        controls=controls,  # type: ignore[arg-type]  # checked
-        views=views,
-    )
+    with working_with(engine, workers, address, device=device):
+        found = discover_task(
+            spec,
+            resolved,
+            outputs=outputs,
+            device=device,
+            force=force,
+            formats=pictures,
+            memory=memory_bytes(memory),
+            controls=controls,  # type: ignore[arg-type]  # checked
+            views=views,
+        )
     if names and resolved.units:
         from circuitfind.naming_runs import name_found
 
@@ -119,6 +127,9 @@ def evaluate(
     device: str = "auto",
     memory: str | int | None = None,
     force: bool = False,
+    engine: str | None = None,
+    workers: int | None = None,
+    address: str | None = None,
 ) -> Evidence:
     """Measure a run's circuit on prompts that it was not pruned on; what is found is kept in the run.
 
@@ -135,10 +146,14 @@ def evaluate(
         device: ``auto``, ``cpu``, ``cuda``, ...
         memory: To plan for beyond the model's weights.
         force: Measure again.
+        engine: As for ``discover``.
+        workers: The same.
+        address: The same.
 
     Raises:
         CircuitfindError: Whatever the command would print; ``hint`` says what to do.
     """
+    from circuitfind.engine.chosen import working_with
     from circuitfind.evidence_parts import parts_named
     from circuitfind.evidence_prompts import options_named
     from circuitfind.evidence_runs import evaluate_run
@@ -149,8 +164,9 @@ def evaluate(
     wanted = parts_named(_names(parts))
     options = options_named(_names(ablations), controls, count, seed)
     store = Store(outputs)
-    subject = subject_of_run(store.find(_name(run)), device=device, memory=memory_bytes(memory))
-    return evaluate_run(subject, store, options, wanted, draws=draws, force=force)[0]
+    with working_with(engine, workers, address, device=device):
+        subject = subject_of_run(store.find(_name(run)), device=device, memory=memory_bytes(memory))
+        return evaluate_run(subject, store, options, wanted, draws=draws, force=force)[0]
 
 
 def find_backups(
@@ -165,6 +181,9 @@ def find_backups(
     device: str = "auto",
     memory: str | int | None = None,
     force: bool = False,
+    engine: str | None = None,
+    workers: int | None = None,
+    address: str | None = None,
     **settings: Any,
 ) -> BackupReport:
     """Find what stands in when components are removed, without a circuit.
@@ -180,25 +199,30 @@ def find_backups(
         device: ``auto``, ``cpu``, ``cuda``, ...
         memory: As for ``discover``.
         force: Search again.
+        engine: As for ``discover``.
+        workers: The same.
+        address: The same.
         **settings: ``ablation``, ``counterfactual``, ``count``, ``seed``, ``min_accuracy``, ``drop_bad_pairs``.
 
     Raises:
         CircuitfindError: Whatever the command would print; ``hint`` says what to do.
     """
     from circuitfind.backup_runs import search_task
+    from circuitfind.engine.chosen import working_with
     from circuitfind.settings import BackupOptions, memory_bytes, resolve
     from circuitfind.task.spec import TaskSpec, load_task
 
     spec = task if isinstance(task, TaskSpec) else load_task(task)
-    return search_task(
-        spec,
-        resolve(spec, model=model, metric="logit-diff", **settings),
-        BackupOptions(_names(primaries), _names(readers), rate, min_share),
-        outputs=outputs,
-        device=device,
-        force=force,
-        memory=memory_bytes(memory),
-    ).report
+    with working_with(engine, workers, address, device=device):
+        return search_task(
+            spec,
+            resolve(spec, model=model, metric="logit-diff", **settings),
+            BackupOptions(_names(primaries), _names(readers), rate, min_share),
+            outputs=outputs,
+            device=device,
+            force=force,
+            memory=memory_bytes(memory),
+        ).report
 
 
 def prune(
@@ -308,6 +332,9 @@ def patch(
     outputs: str | Path | None = None,
     device: str = "auto",
     memory: str | int | None = None,
+    engine: str | None = None,
+    workers: int | None = None,
+    address: str | None = None,
 ) -> Patched:
     """Patch nodes or edges by doses on a run's prompts, from 0 (nothing) to 1 (a full patch).
 
@@ -321,10 +348,14 @@ def patch(
         outputs: Folder of run folders (default ``outputs``).
         device: ``auto``, ``cpu``, ``cuda``, ...
         memory: To plan for beyond the model's weights.
+        engine: As for ``discover``.
+        workers: The same.
+        address: The same.
 
     Raises:
         CircuitfindError: Whatever the command would print; ``hint`` says what to do.
     """
+    from circuitfind.engine.chosen import working_with
     from circuitfind.output.store import Store
     from circuitfind.patch_runs import patch_run
     from circuitfind.patch_targets import PatchOptions
@@ -334,7 +365,8 @@ def patch(
     if alphas is not None:
         options = replace(options, alphas=tuple(sorted({0.0, 1.0, *map(float, alphas)})))
     found = Store(outputs).find(_name(run))
-    return patch_run(found, options, device=device, memory=memory_bytes(memory))
+    with working_with(engine, workers, address, device=device):
+        return patch_run(found, options, device=device, memory=memory_bytes(memory))
 
 
 def _name(run: Discovery | str | Path) -> str:

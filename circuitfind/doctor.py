@@ -51,6 +51,7 @@ def examine() -> Iterator[Finding]:
         except metadata.PackageNotFoundError:
             yield Finding(name, "bad", "not installed", f"pip install {name}")
     yield from _torch()
+    yield _engines()
     yield _graphviz()
     yield from _folders()
     yield from _trained()
@@ -83,6 +84,23 @@ def _torch() -> Iterator[Finding]:
             f"cannot be imported: {error}",
             'pip install "transformer-lens>=3.9,<5"',
         )
+
+
+def _engines() -> Finding:
+    from circuitfind.engine.base import ENGINES
+    from circuitfind.machine import cores, gpus
+
+    try:
+        ray = f"ray {metadata.version('ray')}"
+    except metadata.PackageNotFoundError:
+        ray = ""
+    shared = [f"processes ({cores()} cores{f', {gpus()} GPUs' if gpus() else ''})", *([ray] if ray else [])]
+    return Finding(
+        "engines",
+        "ok",
+        ", ".join([ENGINES[0], *shared]),
+        "" if ray else 'for --engine ray: pip install "circuitfind[ray]"',
+    )
 
 
 def _graphviz() -> Finding:

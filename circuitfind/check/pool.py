@@ -1,27 +1,23 @@
-"""Cases one after another in this process, or side by side in several. No torch here: processes of our own import it.
+"""Cases one after another in this process, or side by side as jobs of an engine. No torch here: workers import it.
 
-Every process runs whole cases and sends back outcomes, which are put in order; one that dies fails the case that it ran.
+Every worker runs whole cases and sends back outcomes, which are put in order; a case whose workers die fails alone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Generator, Iterator, Sequence
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Protocol
 
 from circuitfind.check.cases import Case
 from circuitfind.check.outcome import Outcome, of_case
 from circuitfind.check.run import Shelf, Where, run_case
+from circuitfind.engine.base import Bench, Engine, Failed, Needs
+from circuitfind.engine.processes import processes
+from circuitfind.engine.room import whole_run
 from circuitfind.session import Reporter
-
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""Environment variables that say how many threads a process computes with."""
 
 
 class Listener(Protocol):
@@ -33,31 +29,63 @@ class Listener(Protocol):
     def ended(self, outcome: Outcome) -> None: ...
 
 
+@dataclass(frozen=True)
+class CaseJob:
+    """A case from the beginning to its outcome."""
+
+    case: Case
+    where: Where
+
+    @property
+    def needs(self) -> Needs:
+        return whole_run(self.case.model, self.where.device, self.where.memory)
+
+    @property
+    def label(self) -> str:
+        return f"the case {self.case.label}"
+
+    def run(self, bench: Bench) -> Outcome:
+        return run_case(self.case, self.where, Shelf(self.where.device, bench))
+
+
 def run_cases(
-    cases: Sequence[Case], where: Where, listener: Listener, *, jobs: int = 1
+    cases: Sequence[Case], where: Where, listener: Listener, *, jobs: int = 1, engine: Engine | None = None
 ) -> tuple[list[Outcome], bool]:
     """Run cases, models one after another.
+
+    Args:
+        cases: What is run.
+        where: Where, and where to.
+        listener: Hears which run.
+        jobs: Processes side by side, where no engine is given.
+        engine: Runs several cases; a single one is run here.
 
     Returns:
         The outcomes in the order of ``cases``, and whether all were run: an interruption (Ctrl-C) ends it early.
     """
     order = sorted(range(len(cases)), key=lambda i: cases[i].model)
     found: dict[int, Outcome] = {}
-    work = _here if min(jobs, len(cases)) <= 1 else _apart
     finished = True
-    # Closed at once, so that no process outlives an interruption.
-    with contextlib.closing(work(cases, order, where, listener, jobs)) as outcomes:
-        try:
-            for number, outcome in outcomes:
-                found[number] = outcome
-                listener.ended(outcome)
-        except KeyboardInterrupt:
-            finished = False
+    with ExitStack() as stack:
+        if engine is None and min(jobs, len(cases)) > 1:
+            engine = stack.enter_context(processes(min(jobs, len(cases))))
+        if engine is None or len(cases) < 2:
+            work = _here(cases, order, where, listener)
+        else:
+            work = _apart(cases, order, where, listener, engine)
+        # Closed at once, so that no process outlives an interruption.
+        with contextlib.closing(work) as outcomes:
+            try:
+                for number, outcome in outcomes:
+                    found[number] = outcome
+                    listener.ended(outcome)
+            except KeyboardInterrupt:
+                finished = False
     return [found[number] for number in sorted(found)], finished
 
 
 def _here(
-    cases: Sequence[Case], order: Sequence[int], where: Where, listener: Listener, jobs: int
+    cases: Sequence[Case], order: Sequence[int], where: Where, listener: Listener
 ) -> Generator[tuple[int, Outcome], None, None]:
     shelf = Shelf(where.device)
     for number in order:
@@ -65,89 +93,18 @@ def _here(
 
 
 def _apart(
-    cases: Sequence[Case], order: Sequence[int], where: Where, listener: Listener, jobs: int
+    cases: Sequence[Case], order: Sequence[int], where: Where, listener: Listener, engine: Engine
 ) -> Generator[tuple[int, Outcome], None, None]:
-    left = list(order)
-    workers: dict[Connection, tuple[BaseProcess, int]] = {}
-    jobs = min(jobs, len(cases))
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    jobs = [CaseJob(cases[number], where) for number in order]
 
-    def give(connection: Connection, process: BaseProcess) -> None:
-        if not left:
-            with contextlib.suppress(OSError):
-                connection.send(None)
-            process.join()
-            connection.close()
-            return
-        number = left.pop(0)
-        workers[connection] = (process, number)
-        listener.started(cases[number])
-        with contextlib.suppress(OSError):  # it died: that is heard as the end of its answers
-            connection.send(cases[number])
+    def begun(place: int) -> None:
+        listener.started(jobs[place].case)
 
-    try:
-        for _ in range(jobs):
-            give(*_worker(where, threads))
-        while workers:
-            for ready in wait(list(workers)):
-                assert isinstance(ready, Connection)
-                process, number = workers.pop(ready)
-                try:
-                    outcome: Outcome = ready.recv()
-                except EOFError:
-                    process.join()
-                    problem = f"its process ended with exit code {process.exitcode}"
-                    yield number, of_case(cases[number], "error", problem=problem)
-                    if left:
-                        give(*_worker(where, threads))
-                    continue
-                yield number, outcome
-                give(ready, process)
-    finally:
-        for process, _ in workers.values():
-            process.terminate()
-        for process, _ in workers.values():
-            process.join()
+    with contextlib.closing(engine.each(jobs, begun)) as results:
+        for place, found in results:
+            yield order[place], _lost(jobs[place].case, found) if isinstance(found, Failed) else found
 
 
-def _worker(where: Where, threads: int) -> tuple[Connection, BaseProcess]:
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # a fork would share the threads of torch and of the device
-    ours, theirs = context.Pipe()
-    before = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update({name: value or str(threads) for name, value in before.items()})
-    try:
-        process = context.Process(target=_serve, args=(theirs, where), daemon=True)
-        with _uninterrupted():
-            process.start()
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-    theirs.close()
-    return ours, process
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Processes that are begun here never hear of Ctrl-C: it is for the one that began them, which ends them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _serve(connection: Connection, where: Where) -> None:
-    """Run the cases that come until none comes."""
-    import warnings
-
-    warnings.simplefilter("ignore")
-    shelf = Shelf(where.device)
-    with contextlib.suppress(EOFError, BrokenPipeError):
-        while (case := connection.recv()) is not None:
-            connection.send(run_case(case, where, shelf))
+def _lost(case: Case, found: Failed) -> Outcome:
+    problem = str(found.error) if found.death is None else f"its process {found.death}"
+    return of_case(case, "error", problem=problem)

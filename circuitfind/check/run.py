@@ -16,6 +16,8 @@ from circuitfind.check.outcome import Outcome, of_case
 from circuitfind.check.reasons import Reason, in_order
 from circuitfind.circuit.json_form import finite
 from circuitfind.config import DEFAULT_CONTROLS, Controls
+from circuitfind.engine.base import Bench
+from circuitfind.engine.bench import WorkBench
 from circuitfind.errors import CircuitfindError, ModelError, UsageError
 from circuitfind.model.identity import model_folder
 from circuitfind.names import parse_edge
@@ -52,10 +54,15 @@ class NoModel(Exception):
 
 @dataclass
 class Shelf:
-    """The model that was loaded last, since cases of one model follow each other."""
+    """The model that was loaded last, since cases of one model follow each other.
+
+    Attributes:
+        device: Where it runs.
+        bench: Holds it.
+    """
 
     device: str
-    _held: dict[str, Model] = field(default_factory=dict)
+    bench: Bench = field(default_factory=WorkBench)
 
     def get(self, name: str) -> Model:
         """A model, loaded unless it was the last one.
@@ -64,17 +71,12 @@ class Shelf:
             NoModel: It is neither of the zoo nor a folder here, and the hub does not give it.
             ModelError, UnsupportedError: It cannot be read.
         """
-        if name not in self._held:
-            from circuitfind.model.load import load_model
-
-            self._held.clear()
-            try:
-                self._held[name] = load_model(name, device=self.device)
-            except ModelError as error:
-                if is_zoo(name) or model_folder(name).is_dir():
-                    raise
-                raise NoModel(error.what) from error
-        return self._held[name]
+        try:
+            return self.bench.model(name, self.device)
+        except ModelError as error:
+            if is_zoo(name) or model_folder(name).is_dir():
+                raise
+            raise NoModel(error.what) from error
 
 
 def run_case(case: Case, where: Where, shelf: Shelf, reporter: Reporter | None = None) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from circuitfind.errors import (
     Interrupted,
     UsageError,
     nearest,
+    shortened,
 )
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -203,8 +205,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if wanted.debug:
             raise
-        _tell(_unforeseen(error))
-        return FAILURE
+        told = _of_name(error) or _unforeseen(error)
+        _tell(told)
+        return told.exit_code
 
 
 def _switched(words: Sequence[str], name: str) -> bool:
@@ -245,6 +248,20 @@ def _of_click(error: click.ClickException) -> CircuitfindError:
             what = f"`{command}` has no option {error.option_name}"
             return UsageError(what, hint=f"did you mean {near}? See: {command} --help")
     return UsageError(error.format_message(), hint=f"see: {command} --help")
+
+
+_NO_NAME = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+
+
+def _of_name(error: Exception) -> CircuitfindError | None:
+    """The error of a name that no file can have, which the system refuses wherever it is first looked for."""
+    named = isinstance(error, OSError) and error.errno in _NO_NAME
+    if not (named or isinstance(error, UnicodeEncodeError) or "embedded null" in str(error)):
+        return None
+    name = getattr(error, "filename", None)
+    why = getattr(error, "strerror", None) or str(error)
+    what = "a name" if name is None else f"'{shortened(str(name), 120)}'"
+    return UsageError(f"{what} can be no file: {why}", hint="check the names of files and folders")
 
 
 def _unforeseen(error: Exception) -> CircuitfindError:

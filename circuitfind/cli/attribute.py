@@ -9,6 +9,7 @@ import click
 
 from circuitfind.cli.common import Screen, common_options, number, share, table
 from circuitfind.cli.options import complete_tasks, device_option, model_option, picture_option
+from circuitfind.cli.placing import placed, placing_options
 from circuitfind.cli.progress import Progress
 from circuitfind.errors import UsageError
 
@@ -83,6 +84,7 @@ SHOWN = 15
 @click.option("--slug", metavar="NAME", help="Name of the exported graph and its file.  [default: graph]")
 @click.option("--scan", metavar="NAME", help="Model name in the exported graph.  [default: the model's]")
 @device_option
+@placing_options
 @click.option(
     "--out",
     metavar="FOLDER",
@@ -90,6 +92,7 @@ SHOWN = 15
     help="Where files are written.  [default: attribution-MODEL-HASH in $CIRCUITFIND_OUTPUTS or outputs]",
 )
 @common_options
+@placed
 def attribute(
     screen: Screen,
     source: str | None,

@@ -11,6 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from circuitfind.cli.common import Screen, common_options, duration, number, share, table
+from circuitfind.cli.engine_options import engine_options, engined
 from circuitfind.cli.lines import print_line, print_title
 from circuitfind.cli.options import (
     complete_runs,
@@ -20,6 +21,7 @@ from circuitfind.cli.options import (
     model_option,
     place_options,
 )
+from circuitfind.cli.placing import placed, placing_options
 from circuitfind.config import DEFAULT_MIN_SHARE, DEFAULT_RATE
 from circuitfind.errors import UsageError, did_you_mean
 
@@ -79,8 +81,12 @@ def complete_things(ctx: click.Context, param: click.Parameter, incomplete: str)
 )
 @click.option("--all", "everything", is_flag=True, help=f"Print every finding, not only {MOST}.")
 @place_options
+@placing_options
+@engine_options
 @click.option("--force", is_flag=True, help="Search again.")
 @common_options
+@placed
+@engined
 def backups(
     screen: Screen,
     thing: str,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from circuitfind.cli.common import Screen, common_options, duration, number, table
+from circuitfind.cli.engine_options import engine_options, engined
 from circuitfind.cli.options import complete_tasks, device_option, memory_option, model_option
+from circuitfind.cli.placing import placed, placing_options
 from circuitfind.cli.progress import Progress
 from circuitfind.errors import INTERRUPTED, OK, UsageError
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from circuitfind.check.cases import Case
     from circuitfind.check.outcome import Outcome
     from circuitfind.check.update import Update
+    from circuitfind.engine.base import Engine
     from circuitfind.session import Reporter
 
 STYLES = {"as expected": "green", "differs": "red", "skipped": "yellow", "error": "red"}
@@ -46,17 +48,21 @@ STYLES = {"as expected": "green", "differs": "red", "skipped": "yellow", "error"
     metavar="N",
     help="Cases side by side, each in a process.  [default: cores; 1 with models outside the zoo]",
 )
+@engine_options
 @click.option(
     "--baselines", metavar="FOLDER", help="Stored baselines.  [default: baselines/ beside the task file]"
 )
 @memory_option
 @device_option
+@placing_options
 @click.option(
     "--outputs",
     metavar="FOLDER",
     help="Folder of run folders.  [default: check/ in $CIRCUITFIND_OUTPUTS or outputs]",
 )
 @common_options
+@placed
+@engined
 def check(
     screen: Screen,
     tasks: tuple[str, ...],
@@ -105,10 +111,10 @@ def check(
     make_folder(folder)
     where = Where(folder, device, budget, Path(baselines) if baselines else None)
     begun, started = datetime.now(timezone.utc), time.monotonic()
-    count = _jobs(cases, device) if jobs is None else jobs
+    engine, count = _workers(cases, device, jobs)
     with Progress(screen) as progress:
         listener = _Shown(screen, progress, cases, alone=min(count, len(cases)) <= 1)
-        outcomes, finished = run_cases(cases, where, listener, jobs=count)
+        outcomes, finished = run_cases(cases, where, listener, jobs=count, engine=engine)
     outcomes += [of_damaged(one, tier or 1) for one in damaged]
     seconds = time.monotonic() - started
     if junit is not None:
@@ -139,14 +145,29 @@ def check(
         raise click.exceptions.Exit(code)
 
 
+def _workers(cases: Sequence[Case], device: str, jobs: int | None) -> tuple[Engine | None, int]:
+    """The engine that was asked for, if any, and how many cases run side by side."""
+    from circuitfind.engine.chosen import engine
+
+    chosen = engine()
+    if jobs is None:
+        here = 1 if click.get_current_context().params.get("engine") == "local" else _jobs(cases, device)
+        return chosen, here if chosen is None else chosen.workers
+    if chosen is not None:
+        raise UsageError(
+            "--jobs and --engine both say who does the work", hint="give --engine and --workers alone"
+        )
+    return None, jobs
+
+
 def _jobs(cases: Sequence[Case], device: str) -> int:
     """One process for each core, where models are small and the device can be shared."""
+    from circuitfind.machine import cores
     from circuitfind.zoo import is_zoo
 
     if device not in ("auto", "cpu") or not all(is_zoo(case.model) for case in cases):
         return 1
-    here = getattr(os, "sched_getaffinity", None)
-    return len(here(0)) if here is not None else os.cpu_count() or 1
+    return cores()
 
 
 # On the screen.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from circuitfind.cli.common import Screen, common_options, duration, number, size, table
+from circuitfind.cli.common import Screen, common_options
+from circuitfind.cli.dry_run import dry_run_options, show_plan
 from circuitfind.cli.ending import show_ending
+from circuitfind.cli.engine_options import engine_options, engined
 from circuitfind.cli.options import (
     complete_models,
     complete_tasks,
@@ -19,6 +21,7 @@ from circuitfind.cli.options import (
     prompt_options,
     rerun_option,
 )
+from circuitfind.cli.placing import placed, placing_options
 from circuitfind.cli.progress import Progress
 from circuitfind.cli.verdict import show_summary
 from circuitfind.config import (
@@ -35,6 +38,9 @@ from circuitfind.config import (
     Controls,
 )
 from circuitfind.errors import UsageError
+
+if TYPE_CHECKING:
+    from circuitfind.plan import Asked
 
 
 def complete_methods(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -155,10 +161,14 @@ def complete_methods(ctx: click.Context, param: click.Parameter, incomplete: str
     help="With neurons or features: whether to say what they are, as `circuitfind name` does.",
 )
 @place_options
+@placing_options
+@engine_options
 @picture_option
 @rerun_option
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@dry_run_options
 @common_options
+@placed
+@engined
 def discover(
     screen: Screen,
     task: str,
@@ -168,7 +178,7 @@ def discover(
     outputs: str | None,
     formats: tuple[str, ...],
     force: bool,
-    dry_run: bool,
+    dry_run: Asked | None,
     controls: Controls,
     views: bool,
     names: bool,
@@ -193,12 +203,12 @@ def discover(
     spec = load_task(task)
     settings = resolve(spec, options=_named(options), **flags)
     budget = memory_bytes(memory)
-    if dry_run and settings.nodes == "features":
+    if dry_run is not None and settings.nodes == "features":
         raise UsageError(
             "what --nodes features takes is not estimated",
             hint="leave out --dry-run, or give --nodes heads,features",
         )
-    if dry_run:
+    if dry_run is not None:
         from circuitfind.plan import make_plan
 
         plan = make_plan(
@@ -208,8 +218,9 @@ def discover(
             formats=formats,
             controls=controls,
             views=views,
+            asked=dry_run,
         )
-        screen.result({"version": 1, **plan.as_dict()}, lambda: _show_plan(screen, plan))
+        screen.result({"version": 1, **plan.as_dict()}, lambda: show_plan(screen, plan))
         return
     shared: dict[str, Any] = {
         "outputs": outputs,
@@ -246,41 +257,3 @@ def _named(options: tuple[str, ...]) -> dict[str, str]:
                 f"--option {text} gives no value", hint="write it as NAME=VALUE, such as --option steps=10"
             )
     return {name.strip(): value.strip() for name, _, value in (text.partition("=") for text in options)}
-
-
-def _show_plan(screen: Screen, plan: Any) -> None:
-    rows = table("stage", "state", "forward", "backward", "time", "", right=("forward", "backward", "time"))
-    for stage in plan.stages:
-        time_text = duration(stage.seconds) if stage.seconds else ""
-        rows.add_row(
-            stage.name,
-            stage.state,
-            str(stage.forward or ""),
-            str(stage.backward or ""),
-            time_text,
-            stage.note,
-        )
-    screen.out.print(f"plan for {plan.run}", markup=False)
-    screen.out.print(rows)
-    if plan.memory_bytes is not None:
-        screen.out.print(
-            f"{plan.prompts} prompt pairs, {plan.tokens} tokens a pass; about {duration(plan.seconds)} and "
-            f"at most about {size(plan.memory_bytes)} of memory. A pass is one over all prompts; nothing was written."
-        )
-        screen.out.print(_memory_text(plan.memory), markup=False)
-    elif all(stage.state == "cached" for stage in plan.stages):
-        screen.out.print("everything is cached: the model would not be loaded")
-    else:
-        screen.out.print("only the pictures are to be drawn: the model would not be loaded")
-
-
-def _memory_text(memory: Any) -> str:
-    kept = "all kept" if memory.finished_runs <= memory.kept else f"at most {size(memory.kept)} of it kept"
-    batches = "1 batch" if memory.batches == 1 else f"{memory.batches} batches"
-    pairs, rows = number(memory.pairs_to_batch, "pair"), number(memory.node_rows, "patched prompt")
-    lines = (
-        f"memory   {size(memory.budget)} planned for, beyond {size(memory.weights)} of weights",
-        f"batches  {batches} of at most {pairs}; finished runs take {size(memory.finished_runs)}, {kept}",
-        f"a pass   {rows} where nodes are replaced, {memory.edge_rows} where edges are",
-    )
-    return "\n".join(lines)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from circuitfind.cli.common import Screen, common_options
+from circuitfind.cli.engine_options import engine_options, engined
 from circuitfind.cli.evidence_lines import evidence_lines, part_lines
 from circuitfind.cli.lines import print_line, print_title
 from circuitfind.cli.options import (
@@ -18,6 +19,7 @@ from circuitfind.cli.options import (
     place_options,
     rerun_option,
 )
+from circuitfind.cli.placing import placed, placing_options
 from circuitfind.cli.progress import Progress
 from circuitfind.config import ABLATIONS, CONTROLS, DEFAULT_CONTROLS, Controls
 from circuitfind.errors import UsageError
@@ -93,8 +95,12 @@ measure_options = in_order(
 )
 @click.option("-o", "--output", metavar="FILE", help="Write the evidence there too, as JSON.")
 @place_options
+@placing_options
+@engine_options
 @rerun_option
 @common_options
+@placed
+@engined
 def evaluate(
     screen: Screen,
     run: str | None,
@@ -162,7 +168,11 @@ def evaluate(
     help="What must be reached.  [default: 0.1 below what the circuit was pruned to]",
 )
 @place_options
+@placing_options
+@engine_options
 @common_options
+@placed
+@engined
 def certify(
     screen: Screen,
     run: str | None,

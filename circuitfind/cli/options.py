@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
+from circuitfind.allowed import allowing
 from circuitfind.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -80,9 +82,37 @@ counterfactual_option = click.option(
 memory_option = click.option(
     "--memory", metavar="SIZE", help="Plan for it, such as 8GB.  [default: most of what is free]"
 )
-device_option = click.option(
-    "--device", metavar="NAME", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."
+
+
+def allow_options(command: F) -> F:
+    """Add --trust-remote-code and --read-outside; what they allow holds while the command runs."""
+
+    @click.option(
+        "--trust-remote-code",
+        is_flag=True,
+        help="Run the Python code that a model brings along. Only this flag does.",
+    )
+    @click.option(
+        "--read-outside",
+        is_flag=True,
+        envvar="CIRCUITFIND_READ_OUTSIDE",
+        help="Let task files name files outside of their own folder.",
+    )
+    @wraps(command)
+    def wrapped(*args: Any, trust_remote_code: bool, read_outside: bool, **kwargs: Any) -> Any:
+        with allowing(trust_remote_code=trust_remote_code, read_outside=read_outside):
+            return command(*args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]  # the same command with more options
+
+
+device_option = in_order(
+    click.option(
+        "--device", metavar="NAME", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."
+    ),
+    allow_options,
 )
+"""Where a model is loaded: with what that may do."""
 outputs_option = click.option(
     "--outputs",
     metavar="FOLDER",

@@ -11,8 +11,10 @@ import click
 
 from circuitfind.cli.backups import complete_things, find_run
 from circuitfind.cli.common import Screen, common_options, duration, number, share, table
+from circuitfind.cli.engine_options import engine_options, engined
 from circuitfind.cli.lines import print_line, print_title
 from circuitfind.cli.options import counterfactual_option, model_option, place_options, prompt_options
+from circuitfind.cli.placing import placed, placing_options
 from circuitfind.errors import UsageError
 
 if TYPE_CHECKING:
@@ -63,7 +65,11 @@ PICTURES = ("svg", "png", "pdf", "none")
 )
 @click.option("--out", metavar="FOLDER", help="Write there.  [default: a folder below --outputs]")
 @place_options
+@placing_options
+@engine_options
 @common_options
+@placed
+@engined
 def patch(
     screen: Screen,
     thing: str,

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from circuitfind.cli.common import Screen, common_options, duration, number, table
+from circuitfind.cli.engine_options import engine_options, engined
 from circuitfind.cli.options import picture_option, place_options, rerun_option
+from circuitfind.cli.placing import placed, placing_options
 from circuitfind.cli.progress import Progress
 from circuitfind.errors import DIFFERS, INTERRUPTED, UsageError
 
@@ -40,9 +42,13 @@ FEW = 3
 @click.option("--dry-run", is_flag=True, help="Say which runs there are and what they would take.")
 @click.option("--template", is_flag=True, help="Print a commented sweep file to start from.")
 @place_options
+@placing_options
+@engine_options
 @picture_option
 @rerun_option
 @common_options
+@placed
+@engined
 def sweep(
     screen: Screen,
     file: Path | None,
@@ -74,6 +80,7 @@ def sweep(
             "no sweep file is given",
             hint="write one with `circuitfind sweep --template > sweep.yaml`, then give its name",
         )
+    from circuitfind.engine.chosen import engine
     from circuitfind.output.store import Store
     from circuitfind.settings import memory_bytes
     from circuitfind.sweep.cells import cells_of
@@ -91,7 +98,7 @@ def sweep(
     words = ["circuitfind", "sweep", shown_path(file)] + (["--outputs", outputs] if outputs else [])
     with Progress(screen) as progress:
         listener = _Shown(screen, progress, chosen)
-        results, finished = run_sweep(found, chosen, shlex.join(words), place, listener)
+        results, finished = run_sweep(found, chosen, shlex.join(words), place, listener, engine())
     page = place.folder(found) / PAGE
     seconds = time.monotonic() - started
     document = {**results.as_dict(), "seconds": round(seconds, 3), "finished": finished, "page": str(page)}
@@ -120,22 +127,31 @@ class _Shown:
         self.screen, self.output, self.cells = screen, progress, cells
         self.width = max(len(cell.label) for cell in cells)
         self.digits = len(str(len(cells)))
-        self.begun = 0
+        self.done = 0
+        self.running: list[str] = []
 
     def started(self, index: int, cell: Cell) -> Reporter | None:
-        self.begun += 1
-        self.output.stage(self._name(cell), "running")
+        self.running.append(cell.label)
+        self.output.stage(self._now(), "running")
         return _Stages(self, cell)
 
     def ended(self, index: int, outcome: Outcome) -> None:
-        label = f"{self.begun:>{self.digits}}/{len(self.cells)} {outcome.label:<{self.width}}"
+        self.done += 1
+        if outcome.label in self.running:
+            self.running.remove(outcome.label)
+        label = f"{self.done:>{self.digits}}/{len(self.cells)} {outcome.label:<{self.width}}"
         told = outcome.problem or ""
         if outcome.faithfulness is not None:
             told = f"{_interval(outcome)}, {number(outcome.edges or 0, 'edge')}"
         self.output.stage(label, outcome.state, told)
+        if self.running:
+            self.output.stage(self._now(), "running")
 
-    def _name(self, cell: Cell) -> str:
-        return f"{self.begun}/{len(self.cells)} {cell.label}"
+    def _now(self) -> str:
+        """Which run it is, or how many are under way."""
+        first = f"{self.done + 1}/{len(self.cells)}"
+        more = len(self.running) - 1
+        return f"{first} {self.running[0]}" + (f" and {more} more" if more else "")
 
 
 class _Stages:
@@ -146,7 +162,7 @@ class _Stages:
 
     def stage(self, name: str, state: str, detail: str = "") -> None:
         if state == "running":
-            self.shown.output.stage(f"{self.shown._name(self.cell)}, {name}", state, detail)
+            self.shown.output.stage(f"{self.shown._now()}, {name}", state, detail)
 
     def progress(self, rows: int) -> None:
         self.shown.output.progress(rows)

@@ -6,7 +6,8 @@ are made), so it may be done anywhere and done again when its worker dies. No to
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -41,12 +42,16 @@ class Needs:
 class Bench(Protocol):
     """What a worker keeps from one job to the next."""
 
-    def model(self, name: str, device: str) -> Model:
-        """A model, loaded when first asked for."""
+    def model(self, name: str, device: str = "auto") -> Model:
+        """A model, loaded when first asked for; where a worker is bound to a GPU, ``auto`` and ``cuda`` mean that one."""
         ...
 
     def runs(self, recipe: Recipe) -> Runs:
         """The runs of a recipe, made when first asked for."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something that the user should know; it comes back with the result."""
         ...
 
 
@@ -55,6 +60,11 @@ class Job(Protocol):
 
     @property
     def needs(self) -> Needs: ...
+
+    @property
+    def label(self) -> str:
+        """What it is called when something goes wrong with it."""
+        ...
 
     def run(self, bench: Bench) -> Any:
         """Do it.
@@ -65,6 +75,19 @@ class Job(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Failed:
+    """What came of a job that has no result.
+
+    Attributes:
+        error: What ``Engine.map`` raises: a ``CircuitfindError``, or a ``MemoryError``.
+        death: How its last worker ended, where that is why.
+    """
+
+    error: Exception
+    death: str | None = None
+
+
 class Engine(Protocol):
     """Does jobs. Use it as a context manager, so that no worker outlives it."""
 
@@ -73,6 +96,29 @@ class Engine(Protocol):
 
     @property
     def workers(self) -> int: ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether a ``map`` or ``each`` is under way; there can be one at a time."""
+        ...
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of it: ``name``, ``workers`` (that were used), ``deaths``."""
+        ...
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def each(
+        self, jobs: Iterable[Job], begun: Callable[[int], None] | None = None
+    ) -> Generator[tuple[int, Any], None, None]:
+        """The same as ``map`` where nothing is raised: a job that fails has a ``Failed`` in place of a result.
+
+        ``begun`` hears the number of a job when a worker gets it, and once more when another worker does.
+        """
+        ...
 
     def map(self, jobs: Iterable[Job]) -> Generator[tuple[int, Any], None, None]:
         """The result of each job, by its number, as they are finished.
@@ -92,13 +138,22 @@ class Engine(Protocol):
         ...
 
 
+def raising(results: Generator[tuple[int, Any], None, None]) -> Generator[tuple[int, Any], None, None]:
+    """Results up to the first failure, which is raised."""
+    with closing(results):
+        for number, result in results:
+            if isinstance(result, Failed):
+                raise result.error
+            yield number, result
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What another process needs to make the same ``Runs``. All of it is plain data or arrays.
 
     Attributes:
         model: Its name, as ``load_model`` takes it.
-        device: Where it runs; ``auto`` lets each worker choose.
+        device: Where it runs; ``cuda`` is the GPU of the worker, ``cuda:1`` that one.
         fingerprint: Of the weights, so that nobody works on others.
         pairs: ``PromptPairs``.
         metric: Its name.
@@ -130,6 +185,11 @@ class PieceJob:
     recipe: Recipe
     piece: Piece
     needs: Needs = Needs()
+
+    @property
+    def label(self) -> str:
+        rows = f" of {self.piece.rows} rows" if self.piece.rows else ""
+        return f"a piece ({type(self.piece).__name__}{rows})"
 
     def run(self, bench: Bench) -> Any:
         from circuitfind.model.pieces import done

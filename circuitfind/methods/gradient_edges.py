@@ -20,6 +20,7 @@ from circuitfind.methods.positions import group_positions, merged
 from circuitfind.model.anatomy import Anatomy
 from circuitfind.model.contrast import Contrast
 from circuitfind.model.forward import Trace
+from circuitfind.model.pieces import in_order
 from circuitfind.model.rules import PLAIN, Rules
 from circuitfind.model.runs import Runs
 
@@ -147,7 +148,9 @@ def weighted_scores(
             rows = np.concatenate(batches)
             return Weighted(method, ablation, direction, batches, weights[:, rows])
 
-        pieces = (piece(some) for some in _groups_of_batches(runs, method, MOST_WEIGHTED))
+        pieces = (
+            piece(some) for some in groups_of_batches(runs, method.cost(runs.model.anatomy), MOST_WEIGHTED)
+        )
         shape = runs.model.anatomy.edge_mask.shape
         return _summed(runs, pieces, (len(weights), *shape))
 
@@ -226,10 +229,9 @@ class Weighted:
         return {"edges": edges, "nodes": nodes}
 
 
-def _groups_of_batches(runs: Runs, method: GradientMethod, most: int) -> Iterator[Index]:
+def groups_of_batches(runs: Runs, cost: Cost, most: int) -> Iterator[Index]:
     """Batches that follow each other, as many as a piece has; all in at most so many pieces."""
     tokens = sum(batch.clean.numel() for batch in runs.batches)
-    cost = method.cost(runs.model.anatomy)
     # A backward pass costs about twice a forward one.
     in_piece = max(tokens / most, runs.tokens_in_piece() / (cost.forward + 2 * cost.backward))
     some: list[Int[np.ndarray, " row"]] = []
@@ -247,15 +249,9 @@ def _groups_of_batches(runs: Runs, method: GradientMethod, most: int) -> Iterato
 def _summed(runs: Runs, pieces: Iterator[Attributed] | Iterator[Weighted], shape: Sequence[int]) -> Table:
     """The sums over all pieces, added up in their order whatever order they come in."""
     edges, nodes = np.zeros(shape), np.zeros(shape[:-1])
-    waiting: dict[int, Mapping[str, np.ndarray]] = {}
-    after = 0
-    for number, found in runs.hands.do(runs, pieces):
-        waiting[number] = found.arrays
-        while after in waiting:
-            arrays = waiting.pop(after)
-            edges += arrays["edges"]
-            nodes += arrays["nodes"]
-            after += 1
+    for arrays in in_order(runs.hands.do(runs, pieces)):
+        edges += arrays["edges"]
+        nodes += arrays["nodes"]
     return edges, nodes
 
 
@@ -289,7 +285,7 @@ def _edge_scores(
     count = 1 if grouping is None else len(grouping.names)
     pieces = (
         Attributed(method, ablation, direction, positions, some)
-        for some in _groups_of_batches(runs, method, MOST_PIECES)
+        for some in groups_of_batches(runs, method.cost(runs.model.anatomy), MOST_PIECES)
     )
     edges, nodes = _summed(runs, pieces, (count, *shape))
     edges, nodes = edges / len(runs), nodes / len(runs)

@@ -1,6 +1,7 @@
 """The clean and the corrupted passes of some prompt pairs, batch by batch, and what replaced parts carry.
 
-What a finished run left (``Trace``) is kept on the device up to a budget and computed again beyond it. The corrupted
+What a finished run left (``Trace``) is kept on the device up to a budget; beyond it it is computed again, or goes to CPU
+memory or to disk where the plan says so. The corrupted
 prompts are run from the first position on at which they differ from the clean ones; before it they are the clean run.
 """
 
@@ -28,6 +29,8 @@ from circuitfind.model.memory import MemoryPlan, make_plan, out_of_memory
 from circuitfind.model.optimal import STEP_PROMPTS, learn_constants
 from circuitfind.model.pieces import Hands, Own
 from circuitfind.model.precision import advice
+from circuitfind.model.spill import make_spill
+from circuitfind.model.transfer import to_host
 from circuitfind.model.writes import Writes
 from circuitfind.task.metrics import AnswerBatch, Metric, correct
 from circuitfind.task.pairs import PromptPairs
@@ -85,6 +88,7 @@ class BatchRuns:
         self._progress = progress or (lambda done: None)
         self._note = note or (lambda text: None)
         self._noted = False
+        self._spill = make_spill(self.plan.spill, model.device, self._note)
         if self.plan.prompt_tokens < longest:
             self._note(
                 f"a prompt of {longest} tokens takes more memory than the {self.plan.budget / 1e9:.2g} GB planned for: "
@@ -102,6 +106,8 @@ class BatchRuns:
         )
         self._numbers = {batch.index.tobytes(): number for number, batch in enumerate(self.batches)}
         self._cache: OrderedDict[tuple[int, str], tuple[Trace, bool]] = OrderedDict()
+        if self._spill is not None:
+            self._spill.clear()
         self._values: dict[tuple[int, Side], Float[np.ndarray, " batch"]] = {}
         self._right: dict[int, Bool[np.ndarray, " batch"]] = {}
         self._logprobs: dict[int, Tensor] = {}
@@ -166,6 +172,10 @@ class BatchRuns:
         if found is not None and (found[1] or not keep):
             self._cache.move_to_end(key)
             return found[0]
+        spilled = None if self._spill is None else self._spill.get(key, keep=keep)
+        if spilled is not None:
+            self._remember(key, *spilled)
+            return spilled[0]
         with torch.no_grad():
             before = keys_before(self.trace(number, "clean"), start) if start else None
             embedded = self.model.embed(batch.tokens(side))[:, start:]
@@ -179,7 +189,10 @@ class BatchRuns:
         total = sum(t.n_bytes for t, _ in self._cache.values())
         # The latest two stay whatever they take: a batch needs both of its runs.
         while total > self.plan.cache_bytes // 2 and len(self._cache) > 2:
-            total -= self._cache.popitem(last=False)[1][0].n_bytes
+            oldest, (gone, kept) = self._cache.popitem(last=False)
+            total -= gone.n_bytes
+            if self._spill is not None:
+                self._spill.put(oldest, gone, keep=kept)
 
     def metric_of(self, number: int, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, " batch"]:
         """The metric of a batch's logits."""
@@ -197,32 +210,41 @@ class BatchRuns:
             batch = self.batches[number]
             with torch.no_grad():
                 logits = self.model.head(self.trace(number, side).final)
-            self._check_finite(logits, batch)
+            finite, right = _finite(logits), correct(logits, batch.answers)
+            if side == "clean" and self.metric.needs_clean:
+                self._logprobs[number] = logits.float().log_softmax(-1)
+            fits, answered, values = to_host(finite, right, self.metric_of(number, logits))
+            self._check_finite(fits, batch)
             if side == "clean":
-                if self.metric.needs_clean:
-                    self._logprobs[number] = logits.float().log_softmax(-1)
-                self._right[number] = correct(logits, batch.answers).cpu().numpy()
-            self._values[number, side] = self.metric_of(number, logits).cpu().numpy()
+                self._right[number] = answered
+            self._values[number, side] = values
         return self._values[number, side]
 
-    def _value(self, number: int, final: Float[Tensor, "batch d_model"]) -> Float[Tensor, " batch"]:
-        """The metric of a batch from what the final norm reads; logits are computed of the tokens that it looks at."""
+    def _value(
+        self, number: int, final: Float[Tensor, "batch d_model"]
+    ) -> tuple[Float[Tensor, " batch"], Bool[Tensor, " batch"]]:
+        """The metric of a batch from what the final norm reads, and whether all logits were finite.
+
+        Logits are computed of the tokens that the metric looks at.
+        """
         batch = self.batches[number]
         if not self.metric.answers_only:
             logits = self.model.head(final)
-            self._check_finite(logits, batch)
-            return self.metric_of(number, logits)
+            return self.metric_of(number, logits), _finite(logits)
         if number not in self._narrow:
             self._narrow[number] = batch.answers.narrowed()
         tokens, answers = self._narrow[number]
         logits = self.model.head(final, tokens)
-        self._check_finite(logits, batch)
-        return self.metric(logits, answers)
+        return self.metric(logits, answers), _finite(logits)
 
-    def _check_finite(self, logits: Tensor, batch: Batch) -> None:
-        bad = ~torch.isfinite(logits).all(-1)
-        if bool(bad.any()):
-            pair = self.pairs[int(batch.index[int(bad.nonzero()[0])])]
+    def _check_finite(self, finite: Bool[np.ndarray, "*patch batch"], batch: Batch) -> None:
+        """Name the first prompt whose logits are not finite.
+
+        Raises:
+            RunError: There is one.
+        """
+        if not finite.all():
+            pair = self.pairs[int(batch.index[int(np.argwhere(~finite)[0, -1])])]
             raise RunError(
                 f"{self.model.name} gives NaN or infinite logits for '{pair.clean_text or list(pair.clean)}'",
                 where=pair.where,
@@ -285,3 +307,7 @@ class BatchRuns:
         for key, (trace, _) in list(self._cache.items()):
             self._cache[key] = (trace.lightened(), False)
         return Contrast(self.model, contrast.base.lightened(), contrast.cut, contrast.cut_is_run)
+
+
+def _finite(logits: Float[Tensor, "batch vocab"]) -> Bool[Tensor, " batch"]:
+    return torch.isfinite(logits).all(-1)

@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 
 from circuitfind import zoo
+from circuitfind.reading import expanded
 
 
 def hash_files(folder: Path) -> str:
     """Hash of the files that decide what a model folder computes and reads, and of its true edges where they are known."""
     digest = hashlib.sha256()
+    code = sorted(folder.glob("*.py")) if _brings_code(folder) else []
     names = (
         "config.json",
         "edges.json",
@@ -21,7 +23,12 @@ def hash_files(folder: Path) -> str:
         "merges.txt",
     )
     for path in sorted(
-        [*(folder / name for name in names), *folder.glob("*.safetensors"), *folder.glob("tokenizer.model")]
+        [
+            *(folder / name for name in names),
+            *folder.glob("*.safetensors"),
+            *folder.glob("tokenizer.model"),
+            *code,
+        ]
     ):
         if path.is_file():
             digest.update(path.name.encode())
@@ -31,9 +38,16 @@ def hash_files(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def _brings_code(folder: Path) -> bool:
+    try:
+        return b'"auto_map"' in (folder / "config.json").read_bytes()
+    except OSError:
+        return False
+
+
 def model_folder(name: str) -> Path:
     """The folder that a model's name would be; variables are filled in, as in ``$CIRCUITFIND_MODELS/modadd-113``."""
-    return Path(os.path.expandvars(name)).expanduser()
+    return expanded(os.path.expandvars(name))
 
 
 def identity(name: str) -> str | None:

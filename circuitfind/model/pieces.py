@@ -17,8 +17,8 @@ import numpy as np
 if TYPE_CHECKING:
     from circuitfind.model.runs import Runs
 
-CPU_PIECE, GPU_PIECE = 2e11, 2e13
-"""Floating-point operations that a piece has about, where a single pass has fewer: a few seconds at the most."""
+CPU_PIECE, GPU_PIECE = 5e10, 2e13
+"""Floating-point operations that a piece has about, where a single pass has fewer: seconds at the most."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,17 @@ def done(runs: Runs, piece: Piece) -> Found:
     before = dict(counted)
     arrays = piece.run(runs)
     return Found(arrays, {name: count - before.get(name, 0) for name, count in counted.items()})
+
+
+def in_order(results: Iterator[tuple[int, Found]]) -> Iterator[Mapping[str, np.ndarray]]:
+    """What pieces gave in their order, whatever order they come in; for what is added up."""
+    waiting: dict[int, Mapping[str, np.ndarray]] = {}
+    after = 0
+    for number, found in results:
+        waiting[number] = found.arrays
+        while after in waiting:
+            yield waiting.pop(after)
+            after += 1
 
 
 def key_of(piece: Piece) -> str:

@@ -5,7 +5,7 @@ What takes long is cut into pieces (model/pieces.py), which ``hands`` do: this p
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -18,12 +18,13 @@ from circuitfind.errors import UnsupportedError
 from circuitfind.model.batch_runs import BatchRuns, Carried
 from circuitfind.model.batches import Side
 from circuitfind.model.forward import Trace
-from circuitfind.model.gradients import Part, Visitor, backward, metric_gradient
+from circuitfind.model.gradients import Part, Visitor, backward, metric_gradient, not_finite
 from circuitfind.model.memory import out_of_memory
 from circuitfind.model.node_pass import Patch
-from circuitfind.model.pieces import CPU_PIECE, GPU_PIECE
+from circuitfind.model.pieces import CPU_PIECE, GPU_PIECE, Piece
 from circuitfind.model.rules import PLAIN, Rules
 from circuitfind.model.schedule import Share, Watcher, shares
+from circuitfind.model.transfer import to_host
 
 
 class Runs(BatchRuns):
@@ -102,7 +103,6 @@ class Runs(BatchRuns):
         *,
         base: Side = "clean",
         ablation: Carried = "resample",
-        watcher: Watcher | None = None,
     ) -> Float[np.ndarray, "patch prompt"]:
         """The metric of every prompt under every patch, as rows of as few passes as fit.
 
@@ -110,35 +110,60 @@ class Runs(BatchRuns):
             patches: What is replaced.
             base: Which prompt runs; replaced parts carry values from elsewhere.
             ablation: What they carry; ``clean`` with ``base="corrupted"`` is denoising.
-            watcher: Sees what patches of whole nodes change on the way up.
         """
-        out = np.full((len(patches), len(self)), np.nan)
-        if watcher is not None:  # it sees passes, so they are not done elsewhere
-            for number in range(len(self.batches)):
-                for part in self._shares(number, patches, base, ablation, out):
-                    self._run_share(number, part, patches, out, watcher)
-            return out
-        places: list[tuple[list[int], Int[np.ndarray, " row"]]] = []
 
-        def pieces() -> Iterator[Patched]:
+        def make(index: Int[np.ndarray, " row"], some: tuple[Patch, ...]) -> Piece:
+            return Patched(index, some, base, ablation)
+
+        out = np.full((len(patches), len(self)), np.nan)
+        for place, found in self.in_pieces(patches, base, ablation, out, make):
+            out[place] = found["values"]
+        return out
+
+    def in_pieces(
+        self,
+        patches: Sequence[Patch],
+        base: Side,
+        ablation: Carried,
+        out: Float[np.ndarray, "patch prompt"],
+        make: Callable[[Int[np.ndarray, " row"], tuple[Patch, ...]], Piece],
+    ) -> Iterator[tuple[tuple[np.ndarray, ...], Mapping[str, np.ndarray]]]:
+        """Do patches in pieces: for each the place (patches x prompts) of what it gives.
+
+        Args:
+            patches: What is replaced.
+            base: As for ``patched``.
+            ablation: The same.
+            out: Values of patches that need no pass are put there.
+            make: The piece of some prompts and of patches that share passes.
+        """
+        places: list[tuple[np.ndarray, ...]] = []
+
+        def pieces() -> Iterator[Piece]:
             for number, batch in enumerate(self.batches):
                 for part in self._shares(number, patches, base, ablation, out):
                     for some in self._cut(part):
-                        places.append((some, batch.index))
-                        yield Patched(batch.index, tuple(patches[i] for i in some), base, ablation)
+                        places.append(np.ix_(np.array(some), batch.index))
+                        yield make(batch.index, tuple(patches[i] for i in some))
 
         for done, found in self.hands.do(self, pieces()):
-            members, index = places[done]
-            out[np.ix_(np.array(members), index)] = found.arrays["values"]
-        return out
+            yield places[done], found.arrays
 
     def patched_batch(
-        self, number: int, patches: Sequence[Patch], base: Side, ablation: Carried
+        self,
+        number: int,
+        patches: Sequence[Patch],
+        base: Side,
+        ablation: Carried,
+        watcher: Watcher | None = None,
     ) -> Float[np.ndarray, "patch row"]:
-        """The metric of the prompts of one batch under every patch, in this process."""
+        """The metric of the prompts of one batch under every patch, in this process.
+
+        ``watcher`` sees what patches of whole nodes change on the way up.
+        """
         out = np.full((len(patches), len(self)), np.nan)
         for part in self._shares(number, patches, base, ablation, out):
-            self._run_share(number, part, patches, out, None)
+            self._run_share(number, part, patches, out, watcher)
         return out[:, self.batches[number].index]
 
     def _shares(
@@ -190,7 +215,9 @@ class Runs(BatchRuns):
                     raise
                 self._shrink(rows=len(some) * part.tokens)
                 continue
-            out[np.ix_(np.array(some), batch.index)] = torch.stack(values).cpu().numpy()
+            measured, finite = to_host(*(torch.stack(one) for one in zip(*values, strict=True)))
+            self._check_finite(finite, batch)
+            out[np.ix_(np.array(some), batch.index)] = measured
             if watcher is not None and watch is not None:
                 watcher.end(number, some, watch)
             done += len(some)
@@ -228,13 +255,19 @@ class Runs(BatchRuns):
         """Gradients of the sum of the metric over a batch, at a run of it that kept what this needs.
 
         Returns the metric of each prompt and the gradient on the embedded prompts; see ``gradients.backward``.
+
+        Raises:
+            RunError: The gradient of the metric is not finite; what the visitor saw is then worth nothing.
         """
         with torch.no_grad():
             values, final = metric_gradient(self.model, trace, partial(self.metric_of, number), rules)
             behind = backward(
                 self.model, trace, final, visit, rules=rules, drop_each=drop_each, dropped=dropped
             )
-        return values.cpu().numpy(), behind
+        measured, finite = to_host(values, torch.isfinite(final).all())
+        if not finite:
+            raise not_finite()
+        return measured, behind
 
 
 @dataclass(frozen=True)

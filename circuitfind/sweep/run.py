@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from circuitfind.check.run import NoModel, Shelf
+from circuitfind.engine.base import Bench, Engine, Failed, Needs
+from circuitfind.engine.room import whole_run
 from circuitfind.errors import CircuitfindError
 from circuitfind.output.files import make_folder, write_atomic
+from circuitfind.output.links import below
 from circuitfind.output.store import slug
 from circuitfind.pipeline import discover_task
 from circuitfind.session import Reporter, Silent
@@ -45,7 +49,9 @@ class Place:
     def folder(self, sweep: Sweep) -> Path:
         """Where the results of a sweep lie: ``sweep-NAME-HASH``. It has no manifest, so that it is no run."""
         name = slug(sweep.title)
-        return self.outputs / "-".join(["sweep", *([] if name == "sweep" else [name]), sweep.key])
+        return below(
+            self.outputs, "-".join(["sweep", *([] if name == "sweep" else [name]), sweep.key]), folder=True
+        )
 
 
 class Listener(Protocol):
@@ -60,8 +66,8 @@ class Listener(Protocol):
 class Lender:
     """Lends the model that was loaded last, and counts the passes of a cell."""
 
-    def __init__(self, device: str) -> None:
-        self._shelf = Shelf(device)
+    def __init__(self, device: str, bench: Bench | None = None) -> None:
+        self._shelf = Shelf(device) if bench is None else Shelf(device, bench)
         self._lent: Model | None = None
 
     def begin(self) -> None:
@@ -102,10 +108,34 @@ class _Heard:
         self.reporter.note(text)
 
 
+@dataclass(frozen=True)
+class CellJob:
+    """A cell from the beginning to its outcome."""
+
+    cell: Cell
+    place: Place
+
+    @property
+    def needs(self) -> Needs:
+        return whole_run(self.cell.model, self.place.device, self.place.memory)
+
+    @property
+    def label(self) -> str:
+        return f"the run {self.cell.label}"
+
+    def run(self, bench: Bench) -> Outcome:
+        return _run(self.cell, self.place, Lender(self.place.device, bench), Silent())
+
+
 def run_sweep(
-    sweep: Sweep, chosen: Sequence[Cell], command: str, place: Place, listener: Listener
+    sweep: Sweep,
+    chosen: Sequence[Cell],
+    command: str,
+    place: Place,
+    listener: Listener,
+    engine: Engine | None = None,
 ) -> tuple[Results, bool]:
-    """Run cells, those of one model after each other.
+    """Run cells, those of one model after each other; side by side where an engine is given for several.
 
     What an earlier call recorded of cells that are not chosen is kept. ``sweep.json``, ``sweep.csv`` and ``sweep.html`` are
     written after each cell.
@@ -127,22 +157,65 @@ def run_sweep(
     def results() -> Results:
         return Results(sweep, command, tuple(found[cell.label] for cell in sweep.cells))
 
-    lender, finished = Lender(place.device), True
     models = list(dict.fromkeys(cell.model for cell in chosen))
     order = sorted(range(len(chosen)), key=lambda i: models.index(chosen[i].model))
-    for number in order:
-        cell = chosen[number]
+    running: set[int] = set()
+    if engine is None or len(chosen) < 2:
+        work = _here(chosen, order, place, listener, running)
+    else:
+        work = _apart(chosen, order, place, listener, running, engine)
+    finished = True
+    with closing(work) as outcomes:
         try:
-            made = _run(cell, place, lender, listener.started(number, cell) or Silent())
+            for number, made in outcomes:
+                running.discard(number)
+                found[chosen[number].label] = made
+                listener.ended(number, made)
+                write_results(results(), place)
         except KeyboardInterrupt:
-            found[cell.label] = replace(found[cell.label], state="interrupted")
             finished = False
-            break
-        found[cell.label] = made
-        listener.ended(number, made)
-        write_results(results(), place)
+    for number in running:
+        found[chosen[number].label] = replace(found[chosen[number].label], state="interrupted")
     write_results(results(), place)
     return results(), finished
+
+
+_Outcomes = Generator[tuple[int, Outcome], None, None]
+
+
+def _here(
+    chosen: Sequence[Cell], order: Sequence[int], place: Place, listener: Listener, running: set[int]
+) -> _Outcomes:
+    lender = Lender(place.device)
+    for number in order:
+        running.add(number)
+        yield (
+            number,
+            _run(chosen[number], place, lender, listener.started(number, chosen[number]) or Silent()),
+        )
+
+
+def _apart(
+    chosen: Sequence[Cell],
+    order: Sequence[int],
+    place: Place,
+    listener: Listener,
+    running: set[int],
+    engine: Engine,
+) -> _Outcomes:
+    def begun(at: int) -> None:
+        if order[at] not in running:  # not once more after a worker died
+            running.add(order[at])
+            listener.started(order[at], chosen[order[at]])
+
+    jobs = [CellJob(chosen[number], place) for number in order]
+    with closing(engine.each(jobs, begun)) as results:
+        for at, found in results:
+            cell = chosen[order[at]]
+            if isinstance(found, Failed):
+                told = refusal(found.error)
+                found = Outcome(cell.label, dict(cell.told), "failed", **told)  # noqa: PLW2901
+            yield order[at], found
 
 
 def _run(cell: Cell, place: Place, lender: Lender, reporter: Reporter) -> Outcome:
@@ -197,7 +270,7 @@ def _discover(cell: Cell, place: Place, lender: Lender, reporter: Reporter) -> d
     return dict(found.summary)
 
 
-def refusal(error: CircuitfindError | NoModel) -> dict[str, Any]:
+def refusal(error: Exception) -> dict[str, Any]:
     """Why a cell was refused, and what to do."""
     cause = error if isinstance(error, CircuitfindError) else error.__cause__
     if not isinstance(cause, CircuitfindError):

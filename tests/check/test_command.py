@@ -18,6 +18,7 @@ from circuitfind.check.run import Shelf, Where, run_case
 from circuitfind.cli import check as command
 from circuitfind.errors import UsageError
 from circuitfind.task.spec import find_tasks
+from tests.check.dying import DyingCase
 from tests.cli.helpers import Cli, Result
 
 
@@ -349,21 +350,9 @@ def test_processes_side_by_side_give_the_same(cli: Cli) -> None:
         assert one.now.text() == here.now.text()
 
 
-def dies(connection: Any, where: Where) -> None:
-    """Ends in the middle of a case, as a crash of a library does; runs in a process of its own."""
-    while (case := connection.recv()) is not None:
-        if case.label == "second":
-            os._exit(7)
-        connection.send(of_case(case, "as expected"))
-
-
 @pytest.mark.parametrize("jobs", [2, 3])
 def test_a_process_that_dies(cli: Cli, monkeypatch: pytest.MonkeyPatch, jobs: int) -> None:
-    import multiprocessing
-
-    monkeypatch.setattr(pool, "_serve", dies)
-    context = multiprocessing.get_context("fork")
-    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: context)
+    monkeypatch.setattr(pool, "CaseJob", DyingCase)
     several = some_cases(cli.folder, "first", "second", "third")
     found, finished = pool.run_cases(several, Where(cli.outputs), Heard(), jobs=jobs)
     assert finished
