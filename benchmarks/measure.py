@@ -36,8 +36,8 @@ class Times:
 def take_turns(sides: Mapping[str, Closure], repeats: int, device: str) -> Times:
     """Run the sides one after another, again and again: what disturbs one disturbs its neighbours too.
 
-    Seconds of CPU time on a CPU, seconds by the clock between synchronisations on a GPU. A first turn warms up and says
-    how often each side runs in a turn.
+    Seconds of CPU time on a CPU; on a GPU seconds between two events in its queue. A first turn warms up and says how often
+    each side runs in a turn.
     """
     single_thread()
     often: dict[str, int] = {}
@@ -47,10 +47,10 @@ def take_turns(sides: Mapping[str, Closure], repeats: int, device: str) -> Times
         found: dict[str, float] = {}
         for name, run in sides.items():
             gc.collect()
-            start = _now(device)
+            clock = Clock(device)
             for _ in range(often.get(name, 1)):
                 results[name] = run()
-            found[name] = (_now(device) - start) / often.get(name, 1)
+            found[name] = clock.seconds() / often.get(name, 1)
         if turn:
             turns.append(found)
         else:
@@ -64,13 +64,27 @@ def single_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _now(device: str) -> float:
-    if device == "cpu":
-        return time.process_time()
-    import torch
+class Clock:
+    """Time from now on: of the CPU, or of a GPU, which is waited for at both ends and nowhere between them."""
 
-    torch.cuda.synchronize()
-    return time.perf_counter()
+    def __init__(self, device: str) -> None:
+        self._cpu = device == "cpu"
+        if self._cpu:
+            self._start = time.process_time()
+            return
+        import torch
+
+        torch.cuda.synchronize()
+        self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._begin.record()
+
+    def seconds(self) -> float:
+        """Until now; to be asked once."""
+        if self._cpu:
+            return time.process_time() - self._start
+        self._end.record()
+        self._end.synchronize()
+        return float(self._begin.elapsed_time(self._end)) / 1e3
 
 
 @dataclass(frozen=True)
@@ -106,16 +120,16 @@ def report(folder: str, shape: str, device: str, full: bool, side: str) -> None:
     case = Case(Path(folder), shape, device, full)
     run = make_side(case, side)
     gc.collect()
-    loaded = _start_peak(device)
+    loaded = start_peak(device)
     seconds: list[float] = []
     while len(seconds) < 2 and sum(seconds) < LONG:  # the first run warms up, unless it is long
-        start = _now(device)
+        clock = Clock(device)
         run()
-        seconds.append(_now(device) - start)
-    print(min(seconds), (_peak(device) - loaded) / 1e6)
+        seconds.append(clock.seconds())
+    print(min(seconds), (peak(device) - loaded) / 1e6)
 
 
-def _start_peak(device: str) -> float:
+def start_peak(device: str) -> float:
     """Bytes held now; peaks count from here."""
     if device == "cpu":
         held = _resident("VmRSS")
@@ -129,7 +143,8 @@ def _start_peak(device: str) -> float:
     return torch.cuda.memory_allocated()
 
 
-def _peak(device: str) -> float:
+def peak(device: str) -> float:
+    """Bytes held at the most since ``start_peak``."""
     if device == "cpu":
         return _resident("VmHWM")
     import torch

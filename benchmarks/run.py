@@ -21,13 +21,14 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 if __package__ in (None, ""):  # run as a file: the package is the folder above it
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import floors, peers
+from benchmarks import floors, peers, pipeline
 from benchmarks.case import PAIRS, TOKENS, Case, NotAvailable
 from benchmarks.jobs import JOBS, SAME, SCALE, SCALING, Bar, Job, make_side
 from benchmarks.measure import Times, alone, take_turns
 from benchmarks.report import FAILED, MISSED, Row, Screen, versions, write
+from circuitfind.config import PRECISIONS
 
-NAMES = [*(job.name for job in JOBS), SCALING]
+NAMES = [*(job.name for job in JOBS), SCALING, pipeline.NAME]
 
 
 def seconds(job: Job, case: Case, found: dict[str, float]) -> float:
@@ -128,11 +129,15 @@ def scaling(case: Case) -> Iterator[Row]:
             yield Row(SCALING, f"{count} pairs", f"{found.seconds / count:.3g}", "s for a pair", how=how)
 
 
-def rows_of(name: str, cases: Cases, repeats: int, memory: bool) -> Iterator[Row]:
+def rows_of(
+    name: str, cases: Cases, repeats: int, memory: bool, pairs: int = pipeline.PAIRS, precision: str = "fp32"
+) -> Iterator[Row]:
     """The rows of a job by name; whatever goes wrong with one job is a row, so that the others still run."""
     job = next((job for job in JOBS if job.name == name), None)
     try:
-        if job is None:
+        if name == pipeline.NAME:
+            yield from pipeline.rows(cases.folder, cases.device, pairs, precision)
+        elif job is None:
             yield from scaling(cases.of(None))
         else:
             yield from measure(job, cases.of(job.shape), repeats, memory)
@@ -146,6 +151,7 @@ class Cases:
     """The case of every shape on one device, so that models are loaded once."""
 
     def __init__(self, folder: Path, shape: str, device: str, full: bool) -> None:
+        self.folder, self.device = folder, device
         self._shape = shape
         self._make = partial(Case, folder, device=device, full=full)
         self._made: dict[str, Case] = {}
@@ -185,11 +191,16 @@ def pick(words: tuple[str, ...]) -> list[str]:
 
 
 def show_list() -> None:
+    width = max(map(len, NAMES)) + 2
     for job in JOBS:
         against = job.against if isinstance(job.against, str) else job.against.text
         bar = "no bar" if job.bar is None else f"{job.bar} × {against}"
-        print(f"{job.name:<14}{bar:<24}{job.summary}")
-    print(f"{SCALING:<14}{'no bar':<24}edge attribution of {', '.join(map(str, SCALE))} pairs")
+        print(f"{job.name:<{width}}{bar:<24}{job.summary}")
+    for name, summary in (
+        (SCALING, f"edge attribution of {', '.join(map(str, SCALE))} pairs"),
+        (pipeline.NAME, f"all of discover on {pipeline.PAIRS} pairs, and every node exactly"),
+    ):
+        print(f"{name:<{width}}{'no bar':<24}{summary}")
 
 
 @click.command()
@@ -197,6 +208,20 @@ def show_list() -> None:
 @click.option("--repeats", default=7, show_default=True, help="Turns; long jobs take at most 3 or 5.")
 @click.option("--shape", default="gpt2-small", show_default=True, type=click.Choice(["gpt2-small", "tiny"]))
 @click.option("--device", multiple=True, type=click.Choice(["cpu", "cuda"]), help="Default: all there are.")
+@click.option(
+    "--pairs",
+    default=pipeline.PAIRS,
+    show_default=True,
+    help=f"Pairs of {pipeline.NAME}.",
+    type=click.IntRange(8),
+)
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    type=click.Choice(PRECISIONS),
+    help=f"What {pipeline.NAME} scores in.",
+)
 @click.option("--full", is_flag=True, help="Run other tools whole: minutes for every turn.")
 @click.option("--memory/--no-memory", default=True, show_default=True, help="Measure memory too.")
 @click.option("--strict", is_flag=True, help="Exit with 1 when a bar is missed.")
@@ -209,6 +234,8 @@ def main(
     repeats: int,
     shape: str,
     device: tuple[str, ...],
+    pairs: int,
+    precision: str,
     full: bool,
     memory: bool,
     strict: bool,
@@ -225,12 +252,12 @@ def main(
         for where in devices(device):
             title = _title(where)
             note = f"{shape}, {PAIRS} pairs of {TOKENS} tokens, fp32; {versions()}"
-            print(f"{title}: {note}")
+            print(f"{title}: {versions() if names == [pipeline.NAME] else note}")
             screen = Screen(names)
             cases = Cases(Path(made), shape, where, full)
             for name in names:
                 rows = []
-                for row in rows_of(name, cases, repeats, memory):
+                for row in rows_of(name, cases, repeats, memory, pairs, precision):
                     screen.row(row)
                     rows.append(row)
                 verdicts |= {row.verdict for row in rows}

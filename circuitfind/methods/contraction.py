@@ -30,6 +30,7 @@ from circuitfind.model.gradients import BlockGradients
 from circuitfind.model.layer import Layer
 from circuitfind.model.norms import Norm
 from circuitfind.model.rules import PLAIN, Rules
+from circuitfind.model.transfer import to_host, upload
 from circuitfind.model.writes import Writes
 
 CHUNK_BYTES = 64 << 20
@@ -188,6 +189,8 @@ def attribute(
     d_writes = current.minus(ablated).map(lambda x: x.flatten(0, 1))
     total = d_writes.input.shape[0]
     size = max(1, min(total, CHUNK_BYTES // (writers * d_model * 4)))
+    if model.placement is not None and model.placement.offloads:
+        size = total  # every chunk goes through all weights; the memory plan has room for the whole batch ("gap")
     buffer = torch.empty(writers, size, d_model, device=model.device, dtype=current.input.dtype)
     hats = [hat.flatten(0, 1) for part in gradients.layers for hat, _ in (*part.outer, *part.unit_outer)]
     for group, part in _chunks(groups, total, size):
@@ -212,9 +215,9 @@ def attribute(
         assert gradients.logits is not None
         table[group, :, -1] += flat @ gradients.logits.flatten(0, 1)[part].flatten()
         _nodes(gradients, model, part, flat, nodes[group])
-    edges = table.cpu().numpy().astype(np.float64)
+    edges, found = (x.astype(np.float64) for x in to_host(table, nodes))
     edges[:, ~anatomy.edge_mask] = np.nan
-    return Attribution(edges, nodes.cpu().numpy().astype(np.float64))
+    return Attribution(edges, found)
 
 
 def _folded(layer: Layer) -> Float[Tensor, "heads d_head d_model"]:
@@ -234,11 +237,11 @@ def _chunks(groups: Tensor | None, total: int, size: int) -> Iterator[tuple[int,
         for start in range(0, total, size):
             yield 0, slice(start, min(start + size, total))
         return
-    labels = groups.flatten()
-    for group in labels.unique().tolist():
-        members = (labels == group).nonzero()[:, 0]
+    (labels,) = to_host(groups.flatten())
+    for group in np.unique(labels):
+        members = np.flatnonzero(labels == group)
         for start in range(0, len(members), size):
-            yield int(group), members[start : start + size]
+            yield int(group), upload(members[start : start + size], groups.device)
 
 
 def _layer(

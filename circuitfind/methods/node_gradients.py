@@ -28,6 +28,7 @@ from circuitfind.model.forward import BlockRun, Place, Trace
 from circuitfind.model.gradients import BlockGradients
 from circuitfind.model.layer import Layer
 from circuitfind.model.runs import Runs
+from circuitfind.model.transfer import index_of, to_host
 
 
 @dataclass(frozen=True)
@@ -170,15 +171,16 @@ class _Job:
         hidden = np.zeros((count, len(model.layers), model.d_mlp)) if self.neurons else None
         for number, batch in enumerate(runs.batches):
             found = self._batch(number, grouping)
-            table = found.nodes.cpu().numpy().astype(np.float64)
+            parts = (found.nodes, found.signed, *(() if found.hidden is None else (found.hidden,)))
+            table, plain, *neurons = (x.astype(np.float64) for x in to_host(*parts))
             if per_prompt is not None:
                 per_prompt[batch.index] = table[:, :writers]
                 total[0] += table.sum(0)
             else:
                 total[: len(table)] += table
-            signed += found.signed.cpu().numpy().astype(np.float64)
-            if hidden is not None and found.hidden is not None:
-                hidden[: len(found.hidden)] += found.hidden.cpu().numpy()
+            signed += plain
+            if hidden is not None:
+                hidden[: len(neurons[0])] += neurons[0]
         total /= len(runs)
         values, slots = total[:, :writers], total[:, writers:]
         slots[:, ~self._scored_readers()] = np.nan
@@ -347,7 +349,7 @@ class _Batch:
             by_group = by_group.unflatten(1, (rows, self._axis))
         found = by_group[0]
         if self._job.grad_drop:
-            found = torch.tensordot(self._weights(cut, below).to(effect), by_group.abs(), 1)
+            found = torch.tensordot(self._weights(cut, below).to(effect.dtype), by_group.abs(), 1)
         found = found[:, 0] if self._groups is None else found.sum(0)
         plain = by_group[0].sum((0, 1))
         start = 0
@@ -361,8 +363,9 @@ class _Batch:
     def _weights(self, cut: int, below: int) -> Float[Tensor, " cut"]:
         """How often each gradient counts: the plain one for every block under the node that is dropped."""
         if not self.drops:
-            return torch.ones(1)
-        return torch.tensor([below, *[1] * (cut - 1)]) / (len(self._model.layers) - 1)
+            return self.nodes.new_ones(1)
+        times = index_of((below, *[1] * (cut - 1)), self.nodes.device).to(self.nodes.dtype)
+        return times / (len(self._model.layers) - 1)
 
     def _add_neurons(self, heads: Heads, found: BlockGradients) -> None:
         mlp, at = heads.layer.mlp, heads.at.saved

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitfind.model.forward import Place
+from circuitfind.model.transfer import upload
 from circuitfind.task.metrics import AnswerBatch
 from circuitfind.task.pairs import PromptPair, PromptPairs, pad
 
@@ -98,7 +99,7 @@ def _batch(
 
     def ids(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Bool[np.ndarray, "batch pos"]]:
         padded = pad([p[:n] for p, n in zip(prompts, lengths, strict=True)])
-        return torch.from_numpy(padded.ids).to(device), padded.mask
+        return upload(padded.ids, device), padded.mask
 
     clean, mask = ids([p.clean for p in chosen])
     corrupted, _ = ids([p.corrupted for p in chosen])
@@ -106,8 +107,8 @@ def _batch(
         index=index,
         clean=clean,
         corrupted=corrupted,
-        mask=None if causal or mask.all() else torch.from_numpy(mask).to(device),
-        answer_positions=torch.tensor([p.answer_position for p in chosen], device=device),
+        mask=None if causal or mask.all() else upload(mask, device),
+        answer_positions=upload([p.answer_position for p in chosen], device),
         answers=answers[[int(i) for i in index]],
         lengths=lengths,
         start=int(starts.min()),

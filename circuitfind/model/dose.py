@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitfind.errors import RunError, UnsupportedError
+from circuitfind.model.batch_runs import Carried
 from circuitfind.model.batches import Side
 from circuitfind.model.contrast import Contrast
 from circuitfind.model.forward import Trace
@@ -30,7 +31,8 @@ from circuitfind.model.masked import MaskedPass, graph_bytes
 from circuitfind.model.memory import out_of_memory, token_bytes
 from circuitfind.model.node_pass import NodePass, first_stage
 from circuitfind.model.precision import advice
-from circuitfind.model.runs import Carried, Runs
+from circuitfind.model.runs import Runs
+from circuitfind.model.transfer import to_host, upload
 from circuitfind.task.metrics import correct
 
 
@@ -183,7 +185,7 @@ class _EdgeRows:
     def run(
         self, targets: Sequence[int], amounts: Float[Tensor, "row prompt"]
     ) -> Float[Tensor, "row prompt d_model"]:
-        cut = torch.from_numpy(np.stack([self._cut(self._targets[i]) for i in targets])).to(amounts)
+        cut = upload(np.stack([self._cut(self._targets[i]) for i in targets]), amounts.device, amounts.dtype)
         mask = 1 - amounts[..., None, None] * cut[:, None]
         found = MaskedPass(_repeated(self._contrast, len(targets))).final(mask.flatten(0, 1))
         rows: Tensor = found.unflatten(0, (len(targets), -1))
@@ -250,9 +252,9 @@ def _measure(
     """Metric, right answers and slopes of some rows, [row, prompt]."""
     model, batch = runs.model, runs.batches[number]
     tokens, answers = batch.answers.narrowed()
-    amounts = torch.from_numpy(alphas[some[:, 1]]).to(model.device, model.dtype)[:, None]
+    amounts = upload(alphas[some[:, 1]], model.device, model.dtype)[:, None]
     amounts = amounts.repeat(1, len(batch.index)).requires_grad_(slopes)
-    with torch.set_grad_enabled(slopes):
+    with torch.set_grad_enabled(slopes), model.learning():
         final = made.run([int(i) for i in some[:, 0]], amounts)
         found, right = [], []
         for row in final:
@@ -266,9 +268,11 @@ def _measure(
         if slopes:
             (slope,) = torch.autograd.grad(values.sum(), amounts)
             model.passes["backward"] += 1
-            gradient = slope.cpu().numpy()
-    if not bool(torch.isfinite(values).all()):
+            gradient = slope
+    parts = (values, torch.stack(right), *(() if gradient is None else (gradient,)))
+    measured, answered, *steep = to_host(*parts)
+    if not np.isfinite(measured).all():
         raise RunError(
             f"{model.name} gives NaN or infinite values between the two ends of a patch", hint=advice(model)
         )
-    return values.detach().cpu().numpy(), torch.stack(right).cpu().numpy(), gradient
+    return measured, answered, steep[0] if steep else None

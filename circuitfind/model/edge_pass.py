@@ -12,7 +12,7 @@ ablation a stream that was cancelled out would leave rounding errors, which a no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -25,6 +25,7 @@ from circuitfind.model.contrast import Contrast
 from circuitfind.model.part_pass import PartsOfPass
 from circuitfind.model.precision import full, lowered
 from circuitfind.model.reach import reach
+from circuitfind.model.transfer import index_of, upload
 
 FEW = 0.7
 """Below this share of rows, copying them is cheaper than a product with all."""
@@ -183,14 +184,12 @@ class EdgePass:
         if not len(used):
             return total
         if len(used) < FEW * len(rows):
-            matrix, rows = matrix[:, used], rows[torch.from_numpy(used).to(rows.device)]
+            matrix, rows = matrix[:, used], rows[index_of(used, rows.device)]
         weights = self._float(matrix)
         return weights @ rows if total is None else total.addmm_(weights, rows)
 
     def _float(self, matrix: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(matrix)).to(
-            self._model.device, self._contrast.written.input.dtype
-        )
+        return upload(matrix, self._model.device, self._contrast.written.input.dtype)
 
     def _from_start(self, out: Tensor, mostly: np.ndarray, stage: int, answer: bool) -> Tensor:
         """Add the known stream that each reader starts from."""
@@ -202,7 +201,7 @@ class EdgePass:
             for reader, replaced in enumerate(mostly[0]):
                 out[:, reader] += streams[int(replaced)]
             return out
-        choice = torch.from_numpy(mostly).to(out.device)[..., None, None]
+        choice = upload(mostly, out.device)[..., None, None]
         return out + torch.where(choice, streams[1], streams[0])
 
     def _known_stream(self, stage: int, answer: bool, replaced: bool) -> Float[Tensor, "token d_model"]:
@@ -241,8 +240,11 @@ class EdgePass:
         nodes = self._nodes[: moved.n, row]
         if not nodes.any():
             return current
-        mask = torch.from_numpy(nodes).to(current.device)
+        mask = upload(nodes, current.device)
         return torch.where(mask.reshape(-1, *[1] * (current.ndim - 1)), replaced, current)
+
+    def _index(self, rows: Iterable[int]) -> Tensor:
+        return index_of(rows, self._model.device)
 
     def _at(self, x: Tensor, last: bool) -> Tensor:
         return self._contrast.base.place.at_answer(x) if last else x
@@ -253,19 +255,20 @@ class EdgePass:
         heads = [h for h in range(model.anatomy.n_heads) if start + h in moved.slots]
         if not heads:
             return
-        replaced = self._at(contrast.cut.z[index], last)[:, :, heads]  # [prompt, query, head, d_head]
-        known = contrast.base.blocks[index].z[:, :, heads] if self._from_base else replaced
+        at = self._index(heads)
+        replaced = self._at(contrast.cut.z[index], last)[:, :, at]  # [prompt, query, head, d_head]
+        known = contrast.base.blocks[index].z[:, :, at] if self._from_base else replaced
         nodes = self._nodes[: moved.n, [start + h for h in heads]]
         if nodes.all():
             z = replaced[None].expand(moved.n, -1, -1, -1, -1)
         else:
             z = self._attention(moved.n, index, heads, last)
             if nodes.any():
-                z = torch.where(torch.from_numpy(nodes).to(z.device)[:, None, None, :, None], replaced, z)
+                z = torch.where(upload(nodes, z.device)[:, None, None, :, None], replaced, z)
         gap = (z - known).flatten(1, 2).transpose(1, 2)  # [patch, head, token, d_head]
         first = moved.slots[start + heads[0]]
         out = (moved.late if last else moved.early)[:, first : first + len(heads)]
-        weight = layer.w_o if len(heads) == layer.n_heads else layer.w_o[heads]
+        weight = layer.w_o if len(heads) == layer.n_heads else layer.w_o[at]
         for into, rows in zip(out, gap, strict=True):
             torch.bmm(rows, weight, out=into)
 
@@ -292,10 +295,11 @@ class EdgePass:
         q = core.prepare("q", q, many.queries(last))
         k, v = core.prepare("k", k, many.positions), core.prepare("v", v, many.positions)
         if contrast.before is not None:
-            old_k, old_v = (t[:, groups].repeat(patches, 1, 1, 1) for t in contrast.before[index])
+            at = self._index(groups)
+            old_k, old_v = (t[:, at].repeat(patches, 1, 1, 1) for t in contrast.before[index])
             k, v = torch.cat((old_k, k), 2), torch.cat((old_v, v), 2)
         if anatomy.grouped:
-            chosen = [groups.index(anatomy.kv_of(h)) for h in heads]
+            chosen = self._index(groups.index(anatomy.kv_of(h)) for h in heads)
             k, v, core = k[:, chosen], v[:, chosen], replace(core, group=1)
         z = core.mix(q, k, v, many.visible(layer, last))
         if layer.post_norm is not None:  # all heads are computed then
@@ -320,13 +324,15 @@ class EdgePass:
                 own = (
                     weight[:, chosen[0] : chosen[-1] + 1]
                     if len(chosen) == chosen[-1] - chosen[0] + 1
-                    else weight[:, chosen]
+                    else weight[:, self._index(chosen)]
                 )
                 found = torch.bmm(x[:, row], own.flatten(1).expand(len(x), -1, -1))
-                out[:, readers] = found.unflatten(2, (-1, layer.d_head)).transpose(1, 2).to(out.dtype)
+                found = found.unflatten(2, (-1, layer.d_head)).transpose(1, 2).to(out.dtype)
+                out[:, self._index(readers)] = found
         assert out is not None
         if layer.b_qkv is not None:
-            out += layer.b_qkv.unflatten(0, (-1, layer.d_head))[[c - first for c in columns]][:, None]
+            own = self._index(c - first for c in columns)
+            out += layer.b_qkv.unflatten(0, (-1, layer.d_head))[own][:, None]
         by_row: Tensor = out.unflatten(2, (self._rows, -1)).permute(0, 2, 3, 1, 4)
         return by_row.flatten(0, 1)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ from circuitfind.model.readout import (
     mlp_readout,
 )
 from circuitfind.model.runs import Runs
-from circuitfind.names import Kind, Node
+from circuitfind.model.transfer import to_host, upload
+from circuitfind.names import Kind, Node, parse_node
 
 Reader = tuple[Node, str | None]
 """A reader as the anatomy lists it: a node and the input of it: (a9.h9, "q"), (m5, None), (logits, None)."""
@@ -70,8 +71,9 @@ class DirectEffects:
     """
 
     def __init__(self, runs: Runs, readers: Sequence[Reader], *, shuffled: int = 0, seed: int = 0) -> None:
-        self.runs, self.readers, self.n_shuffled = runs, tuple(readers), shuffled
+        self.runs, self.readers, self.n_shuffled, self.seed = runs, tuple(readers), shuffled, seed
         self._n_writers = len(runs.model.anatomy.writers)
+        self._batches = runs.batches
         self._gradients = np.zeros((len(runs), runs.model.d_model), dtype=np.float32)
         for number, batch in enumerate(runs.batches):
             self._gradients[batch.index] = self._gradient(number).float().cpu().numpy()
@@ -84,6 +86,24 @@ class DirectEffects:
             with torch.no_grad():
                 found = clean_effects(whole, self._readouts[number])
             self.clean[:, :, batch.index] = found.cpu().numpy()
+        self._keep()
+
+    def _keep(self) -> None:
+        """For pieces that are done on the same runs."""
+        kept: dict[Any, DirectEffects] = vars(self.runs).setdefault("_direct_effects", {})
+        for key, other in list(kept.items()):
+            if other._batches is not self._batches:  # the runs were begun anew
+                del kept[key]
+        kept[self.readers, self.n_shuffled, self.seed] = self
+
+    @classmethod
+    def on(cls, runs: Runs, readers: Sequence[Reader], shuffled: int, seed: int) -> DirectEffects:
+        """The same as were made on these runs before, or new ones."""
+        found = vars(runs).get("_direct_effects", {}).get((tuple(readers), shuffled, seed))
+        if found is not None and found._batches is runs.batches:
+            same: DirectEffects = found
+            return same
+        return cls(runs, readers, shuffled=shuffled, seed=seed)
 
     def only(self, readers: Sequence[Reader]) -> DirectEffects:
         """The same on some of the readers, without running anything again."""
@@ -92,13 +112,34 @@ class DirectEffects:
         found = copy(self)
         found.readers, found.clean = tuple(readers), self.clean[rows]
         found._readouts = {number: [all_[row] for row in rows] for number, all_ in self._readouts.items()}
+        found._keep()
         return found
 
     def observe(self, patches: Sequence[Patch], ablation: Ablation) -> Observed:
         """The metric and the direct effects of every writer under patches of whole nodes."""
-        found = _Gathered(self, len(patches))
-        values = self.runs.patched(patches, ablation=ablation, watcher=found)
-        return Observed(values, found.change, found.read, found.bent, found.scale)
+        runs, readers = self.runs, tuple((str(node), slot) for node, slot in self.readers)
+        n_readers, n_patches, n_prompts = len(self.clean), len(patches), len(runs)
+        values = np.full((n_patches, n_prompts), np.nan)
+        change = np.zeros((n_readers, n_patches, self._n_writers, n_prompts))
+        read, bent = np.zeros((2, n_readers, n_patches, n_prompts))
+        scale = np.ones_like(read)
+
+        def make(index: Int[np.ndarray, " row"], some: tuple[Patch, ...]) -> Observing:
+            return Observing(index, some, ablation, readers, self.n_shuffled, self.seed)
+
+        every = np.arange(n_readers)
+        for (members, index), found in runs.in_pieces(patches, "clean", ablation, values, make):
+            values[members, index] = found["values"]
+            here = np.ix_(every, members[:, 0], index[0])
+            change[np.ix_(every, members[:, 0], np.arange(self._n_writers), index[0])] = found["change"]
+            read[here], bent[here], scale[here] = found["read"], found["bent"], found["scale"]
+        return Observed(values, change, read, bent, scale)
+
+    def observed(self, number: int, patches: Sequence[Patch], ablation: Ablation) -> dict[str, np.ndarray]:
+        """The same of the prompts of one batch, in this process."""
+        found = _Gathered(self, number, len(patches))
+        values = self.runs.patched_batch(number, patches, "clean", ablation, found)
+        return {"values": values, **found.arrays}
 
     def readouts(self, number: int) -> list[Readout]:
         """Those of a batch, in the order of the readers."""
@@ -123,7 +164,7 @@ class DirectEffects:
             runs.backward(number, trace, visit)
 
         def at_end(gradients: Float[np.ndarray, "row d_model"]) -> Readout:
-            return logits_readout(runs.model, trace, torch.from_numpy(gradients).to(trace.final))
+            return logits_readout(runs.model, trace, upload(gradients, trace.final.device, trace.final.dtype))
 
         index = runs.batches[number].index
         end = at_end(self._gradients[index])
@@ -149,26 +190,46 @@ class DirectEffects:
         return np.array(found, dtype=int).reshape(self.n_shuffled, len(unit))
 
 
-class _Gathered:
-    """Collects what the watches of all passes saw."""
+@dataclass(frozen=True)
+class Observing:
+    """What patches that share passes do to the metric and the direct effects of the prompts of a batch.
 
-    def __init__(self, of: DirectEffects, count: int) -> None:
-        readers, prompts = len(of.readers) + of.n_shuffled, len(of.runs)
+    Readers are named, as (node, input of it).
+    """
+
+    index: Int[np.ndarray, " row"]
+    patches: tuple[Patch, ...]
+    ablation: Ablation
+    readers: tuple[tuple[str, str | None], ...]
+    shuffled: int
+    seed: int
+
+    portable = True
+
+    @property
+    def rows(self) -> int:
+        return len(self.patches) * len(self.index)
+
+    def run(self, runs: Runs) -> Mapping[str, np.ndarray]:
+        readers = [(parse_node(name), slot) for name, slot in self.readers]
+        effects = DirectEffects.on(runs, readers, self.shuffled, self.seed)
+        return effects.observed(runs.number_of(self.index), self.patches, self.ablation)
+
+
+class _Gathered:
+    """Collects what the watches of all passes over a batch saw."""
+
+    def __init__(self, of: DirectEffects, number: int, count: int) -> None:
+        shape = len(of.clean), count, len(of.runs.batches[number].index)
         self._of = of
-        self.change = np.zeros((readers, count, of._n_writers, prompts))
-        self.read = np.zeros((readers, count, prompts))
-        self.bent = np.zeros_like(self.read)
-        self.scale = np.ones_like(self.read)
+        self.arrays = {name: np.zeros(shape) for name in ("read", "bent")} | {"scale": np.ones(shape)}
+        self.arrays["change"] = np.zeros((*shape[:2], of._n_writers, shape[2]))
 
     def begin(self, number: int, contrast: Contrast, count: int) -> Watch:
         return Effects(contrast, self._of.readouts(number), count)
 
     def end(self, number: int, members: Sequence[int], watch: Watch) -> None:
-        seen, index = cast(Effects, watch), self._of.runs.batches[number].index
-        every = np.arange(len(self.read))
-        self.change[np.ix_(every, np.array(members), np.arange(self._of._n_writers), index)] = (
-            seen.change.cpu().numpy()
-        )
-        self.read[np.ix_(every, np.array(members), index)] = seen.read.cpu().numpy()
-        self.bent[np.ix_(every, np.array(members), index)] = seen.bent.cpu().numpy()
-        self.scale[np.ix_(every, np.array(members), index)] = seen.scale.cpu().numpy()
+        seen, some = cast(Effects, watch), np.array(members)
+        found = to_host(seen.change, seen.read, seen.bent, seen.scale)
+        for name, array in zip(("change", "read", "bent", "scale"), found, strict=True):
+            self.arrays[name][:, some] = array

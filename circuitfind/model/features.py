@@ -14,6 +14,7 @@ from circuitfind.model.mlp import MLP, Saved
 from circuitfind.model.norms import Norm
 from circuitfind.model.parts import Fixed, PartGradients, PartRun, Parts
 from circuitfind.model.rules import PLAIN, Rules
+from circuitfind.model.transfer import index_of
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class FeatureParts(Parts):
     def some(self, read: Tensor, which: Sequence[int], level: Tensor | None) -> Tensor:
         ((weight, bias),) = self.reads
         assert bias is not None
-        chosen = torch.tensor(list(which), device=weight.device)
+        chosen = index_of(which, weight.device)
         pre = self.norm(read) @ weight[:, chosen] + bias[chosen]
         return self.features.act(pre, level, self.units[chosen])
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -19,6 +21,7 @@ from circuitfind.model.layer import Layer
 from circuitfind.model.mlp import Saved
 from circuitfind.model.parts import PartRun
 from circuitfind.model.precision import lowered
+from circuitfind.model.transfer import to_host
 from circuitfind.model.writes import PartWrites, Writes
 
 
@@ -42,6 +45,11 @@ class Place:
     _seen: dict[tuple[int | None, bool, bool], Tensor] = field(
         default_factory=dict, compare=False, repr=False
     )
+
+    @cached_property
+    def answers_on_host(self) -> Int[np.ndarray, " row"]:
+        """``answers`` where they are asked for to plan with."""
+        return to_host(self.answers)[0]
 
     @property
     def positions(self) -> Int[Tensor, " pos"]:

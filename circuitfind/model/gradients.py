@@ -67,17 +67,18 @@ def metric_gradient(
 ) -> tuple[Float[Tensor, " row"], Float[Tensor, "row d_model"]]:
     """The metric of each row, and the gradient of their sum at the stream that the final norm reads.
 
-    Raises:
-        RunError: It is not finite.
+    Whoever reads what comes of it asks whether it is finite, and raises ``not_finite`` if not.
     """
     values, found = unembed_gradient(model, trace, metric)
-    found = model.final_norm.pullback(trace.final, found, frozen=rules.freeze_norms)
-    if not bool(torch.isfinite(found).all()):
-        raise RunError(
-            "the gradient of the metric is not finite",
-            hint="the model gives NaN or infinite values; check its weights and --precision",
-        )
-    return values, found
+    return values, model.final_norm.pullback(trace.final, found, frozen=rules.freeze_norms)
+
+
+def not_finite() -> RunError:
+    """For a gradient of the metric that is not finite."""
+    return RunError(
+        "the gradient of the metric is not finite",
+        hint="the model gives NaN or infinite values; check its weights and --precision",
+    )
 
 
 def unembed_gradient(

@@ -23,6 +23,7 @@ from circuitfind.model.part_pass import swapped
 from circuitfind.model.parts import PartRun
 from circuitfind.model.path_pass import Paths
 from circuitfind.model.precision import lowered, moved
+from circuitfind.model.transfer import index_of, upload
 from circuitfind.model.writes import Writes
 from circuitfind.names import Kind
 
@@ -123,21 +124,22 @@ class NodePass:
         self._n = len(nodes)
         self._n_rows = contrast.n_rows
         self._any: Bool[np.ndarray, " writer"] = np.asarray(nodes.any(0))
-        self._nodes = torch.from_numpy(nodes).to(contrast.model.device)
-        self._amounts = self._nodes[:, None] if amounts is None else self._nodes[:, None] * amounts[..., None]
+        self._nodes = nodes  # on the host, where it is asked which patches do what
+        chosen = upload(nodes, contrast.model.device)[:, None]
+        self._amounts = chosen if amounts is None else chosen * amounts[..., None]
         anatomy = contrast.model.anatomy
         self._stages = list(stages) if stages is not None else [first_stage(anatomy, row) for row in nodes]
         assert self._stages == sorted(self._stages)
         self._held: Bool[Tensor, "patch writer"] | None = None
         self._any_held = np.zeros_like(self._any)
         if held is not None and held.any():
-            self._held = torch.from_numpy(held).to(contrast.model.device)
+            self._held = upload(held, contrast.model.device)
             self._any_held = np.asarray(held.any(0))
         self._watch = watch
         self._values: Writes = contrast.cut
         self._where: Bool[Tensor, "patch row pos"] | None = None
         if where is not None:
-            self._where = torch.from_numpy(np.stack(where)).to(contrast.model.device)
+            self._where = upload(np.stack(where), contrast.model.device)
         self._places: dict[int, Place] = {}
 
     @lowered
@@ -183,7 +185,8 @@ class NodePass:
             where = self._where[patches]
             if last:
                 place = self._contrast.base.place
-                where = where[:, torch.arange(self._n_rows), place.answers - place.start, None]
+                every = torch.arange(self._n_rows, device=where.device)
+                where = where[:, every, place.answers - place.start, None]
             chosen = chosen * where[..., None]
         return chosen
 
@@ -237,7 +240,7 @@ class NodePass:
         """The stream behind the attention of a layer in patches whose first nodes are heads of it."""
         layer, heads = self._model.layers[index], self._model.anatomy.head_slice(index)
         run = self._contrast.base.blocks[index]
-        used = self._nodes[patches, heads].any(0).nonzero()[:, 0]
+        used = index_of(np.flatnonzero(self._nodes[patches, heads].any(0)), run.z.device)
         n = patches.stop - patches.start
         if len(used) > n:
             gap = self._gap(index, self._repeated(run.z, n), patches, last)

@@ -13,6 +13,7 @@ from circuitfind.model.contrast import Contrast
 from circuitfind.model.features import FeatureParts
 from circuitfind.model.parts import NeuronParts, PartRun, Parts
 from circuitfind.model.precision import moved
+from circuitfind.model.transfer import index_of, upload
 from circuitfind.model.writes import PartWrites
 
 Inputs = Callable[[Sequence[int]], Iterator[tuple[list[list[int]], Tensor]]]
@@ -36,7 +37,7 @@ def swapped(
         cut: The same of what replaced ones carry.
     """
     (out, seen), (total, carried) = now, cut
-    used = torch.from_numpy(any_part).to(chosen.device)[parts.owner].nonzero()[:, 0]
+    used = index_of(np.flatnonzero(any_part[parts.owners]), chosen.device)
     if not any_part[parts.rest :].any() and len(used) < len(parts.units):
         gap = (carried.values - seen.values)[..., used] * chosen[..., parts.owner[used]]
         return out + parts.added(gap, used)
@@ -96,9 +97,10 @@ class PartsOfPass:
             into: Where their values go.
         """
         parts, run, patches = self._parts, self._run, len(into)
-        units = [unit for i in some for unit in (parts.owner == i).nonzero()[:, 0].tolist()]
+        units = parts.of_nodes(some)
+        at = index_of(units, self._cut.device)
         column = {unit: at for at, unit in enumerate(units)}
-        values = self._cut[:, units].repeat(patches, 1, 1)
+        values = self._cut[:, at].repeat(patches, 1, 1)
         level = None if run.level is None else run.level.flatten(0, 1)
         rest: Tensor | None = None
         error: Tensor | None = None
@@ -106,9 +108,10 @@ class PartsOfPass:
         for rows, read in inputs(asking) if asking else ():
             for row, members in enumerate(rows):
                 x, mine = read[:, row], [asking[m] for m in members]
-                chosen = [unit for i in mine for unit in (parts.owner == i).nonzero()[:, 0].tolist()]
+                chosen = parts.of_nodes(mine)
                 if chosen:
-                    values[:, :, [column[unit] for unit in chosen]] = parts.some(x, chosen, level)
+                    into_columns = index_of((column[unit] for unit in chosen), values.device)
+                    values[:, :, into_columns] = parts.some(x, chosen, level)
                 if parts.rest in mine:
                     rest = self._rest(x)
                 if parts.error in mine:
@@ -118,12 +121,11 @@ class PartsOfPass:
             assert isinstance(parts, NeuronParts)
             assert rest is not None
             values, rest = parts.scaled(values, rest)
-        nodes = torch.from_numpy(np.ascontiguousarray(replaced)).to(values.device)
-        owner = parts.owner[units]
+        nodes = upload(replaced, values.device)
         if units:
-            values = torch.where(nodes[:, None, owner], self._cut[:, units], values)
+            values = torch.where(nodes[:, None, parts.owner[at]], self._cut[:, at], values)
             known = run.values.flatten(0, 1) if self._from_base else self._cut
-            self._put(values - known[:, units], owner, units, some, into)
+            self._put(values - known[:, at], units, some, into)
         if parts.rest in some:
             cut = parts.left(self._cut_total, self._cut, self._cut_error)
             now = cut[None] if rest is None else torch.where(nodes[:, parts.rest, None, None], cut, rest)
@@ -150,15 +152,15 @@ class PartsOfPass:
     def _put(
         self,
         gap: Float[Tensor, "patch token unit"],
-        owner: Tensor,
         units: Sequence[int],
         some: Sequence[int],
         into: Float[Tensor, "patch some token d_model"],
     ) -> None:
-        each = gap.transpose(1, 2)[..., None] * self._parts.w_out[units][None, :, None]
-        slots = torch.tensor([some.index(int(i)) for i in owner], device=gap.device)
-        if len(set(slots.tolist())) == len(slots):
-            into[:, slots] = each
+        each = gap.transpose(1, 2)[..., None] * self._parts.w_out[index_of(units, gap.device)][None, :, None]
+        slots = [some.index(int(i)) for i in self._parts.owners[list(units)]]
+        at = index_of(slots, gap.device)
+        if len(set(slots)) == len(slots):
+            into[:, at] = each
             return
-        into[:, slots.unique()] = 0.0
-        into.index_add_(1, slots, each)
+        into[:, index_of(sorted(set(slots)), gap.device)] = 0.0
+        into.index_add_(1, at, each)

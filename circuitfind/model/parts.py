@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -24,6 +25,7 @@ from circuitfind.errors import UnsupportedError
 from circuitfind.model.mlp import MLP, Saved
 from circuitfind.model.norms import Norm
 from circuitfind.model.rules import PLAIN, Rules
+from circuitfind.model.transfer import index_of, to_host
 from circuitfind.names import Kind, Node
 
 
@@ -163,6 +165,15 @@ class Parts(ABC):
     def alone(self) -> bool:
         """Whether every unit is a node of its own."""
         return len(self.units) == self.rest
+
+    @cached_property
+    def owners(self) -> Int[np.ndarray, " unit"]:
+        """``owner`` on the host, where it is asked which units a node has."""
+        return to_host(self.owner)[0]
+
+    def of_nodes(self, nodes: Sequence[int]) -> list[int]:
+        """The units of some nodes, node by node."""
+        return [int(unit) for node in nodes for unit in np.flatnonzero(self.owners == node)]
 
     @cached_property
     def all_held(self) -> bool:
@@ -313,9 +324,10 @@ class NeuronParts(Parts):
         return out, self.observe(read, out, saved, keep=False)
 
     def some(self, read: Tensor, which: Sequence[int], level: Tensor | None) -> Tensor:
-        normed = self.mlp_norm(read)
+        normed, chosen = self.mlp_norm(read), index_of(which, read.device)
         found = [
-            normed @ weight[:, which] + (0.0 if bias is None else bias[which]) for weight, bias in self.reads
+            normed @ weight[:, chosen] + (0.0 if bias is None else bias[chosen])
+            for weight, bias in self.reads
         ]
         return self.mlp.hidden(found[0], found[1] if len(found) > 1 else None)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from circuitfind.model.contrast import Contrast
 from circuitfind.model.forward import attend
 from circuitfind.model.precision import lowered
+from circuitfind.model.transfer import index_of, upload
 
 Rows = Float[Tensor, "row pos d_model"]
 """Rows are [patch * prompt]; in the last block the answer position alone."""
@@ -144,7 +145,7 @@ class PathPass:
         )
         found = []
         for slot, *pair in zip(slots, self.attend(index, chosen)[:3], others, strict=True):
-            mask = torch.from_numpy(slot).to(chosen.device)[:, None, None]
+            mask = upload(slot, chosen.device)[:, None, None]
             # A key or value serves a group of query heads.
             mine, other = (t.repeat_interleave(len(slot) // t.shape[1], 1) for t in pair)
             found.append(torch.where(mask, mine, other))
@@ -188,7 +189,7 @@ class PathPass:
     def _carriers(self, source: _Source, rows: slice) -> Float[Tensor, "patch writer"]:
         """1 for writers that carry: those of ``via`` that are no senders."""
         found = self._paths.via[rows] & ~source.chosen[:, rows]
-        return torch.from_numpy(found).to(self.contrast.base.input)
+        return upload(found, self._model.device, self.contrast.base.input.dtype)
 
 
 def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -210,10 +211,11 @@ class _Senders:
         used = np.flatnonzero(self.chosen[:, heads].any(0))
         if not len(used):
             return None
-        gap = self._gap(index, contrast.cut.z[index], contrast.base.blocks[index].z)[:, :, used]
-        weight = contrast.model.layers[index].w_o[used]
+        at = index_of(used, contrast.model.device)
+        gap = self._gap(index, contrast.cut.z[index], contrast.base.blocks[index].z)[:, :, at]
+        weight = contrast.model.layers[index].w_o[at]
         each = torch.einsum("rphd,hdm->hrpm", gap, weight)
-        matrix = torch.from_numpy(self.chosen[:, heads][:, used]).to(each)
+        matrix = upload(self.chosen[:, heads][:, used], each.device, each.dtype)
         out: Tensor = (matrix @ each.flatten(1)).unflatten(1, each.shape[1:]).flatten(0, 1)
         return out
 
@@ -230,7 +232,7 @@ class _Senders:
     def _share(self, row: int, gap: Float[Tensor, "prompt pos d_model"]) -> Rows | None:
         if not self.chosen[:, row].any():
             return None
-        chosen = torch.from_numpy(self.chosen[:, row]).to(gap)
+        chosen = upload(self.chosen[:, row], gap.device, gap.dtype)
         return (gap * chosen[:, None, None, None]).flatten(0, 1)
 
 

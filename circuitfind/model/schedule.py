@@ -151,7 +151,7 @@ def _read(
     out = np.zeros((contrast.n_rows, contrast.length), dtype=bool)
     mine = where[:, place.start : place.stop]
     out[:, : mine.shape[1]] = mine
-    at = place.answers.cpu().numpy()[:, None]
+    at = place.answers_on_host[:, None]
     positions = np.arange(place.start, place.stop)
     if last:
         out &= positions == at
@@ -166,7 +166,7 @@ def _start(contrast: Contrast, offset: int) -> int:
     if not contrast.model.causal:
         return place.start
     # Every row's answer must be among what is computed.
-    return min(place.start + offset, int(place.answers.min()))
+    return min(place.start + offset, int(place.answers_on_host.min()))
 
 
 def _by_start(

@@ -6,18 +6,19 @@ head (or those that share a key or value) or the MLP. From then on a patch is a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitfind.model.anatomy import Anatomy
 from circuitfind.model.contrast import Contrast
 from circuitfind.model.forward import BlockRun, behind
 from circuitfind.model.node_pass import NodePass
+from circuitfind.model.transfer import index_of
 from circuitfind.names import SLOTS
 
 
@@ -48,10 +49,11 @@ class SingleEdges(NodePass):
     ) -> Tensor:
         """A stream of the base run in which these writers are replaced, one by one: [writer, prompt, pos, d_model]."""
         contrast = self._contrast
-        gap = contrast.gap[list(writers)].unflatten(1, (self._n_rows, -1))
+        gap = contrast.gap[self._index(writers)].unflatten(1, (self._n_rows, -1))
         if late:
             place = contrast.base.place
-            gap = gap[:, torch.arange(self._n_rows), place.answers - place.start][:, :, None]
+            rows = torch.arange(self._n_rows, device=gap.device)
+            gap = gap[:, rows, place.answers - place.start][:, :, None]
         changed: Tensor = stream + gap
         return changed
 
@@ -64,7 +66,7 @@ class SingleEdges(NodePass):
             some = [i for i, (_, reader) in enumerate(mine) if span.start <= reader < span.stop]
             if some:
                 edges = [(mine[i][0], mine[i][1] - span.start) for i in some]
-                out[some] = self._behind_heads(index, slot, edges, last)
+                out[self._index(some)] = self._behind_heads(index, slot, edges, last)
         return out.flatten(0, 1)
 
     def _behind_heads(
@@ -78,8 +80,8 @@ class SingleEdges(NodePass):
         writers = sorted({writer for writer, _ in edges})
         stream = self._at(run.resid, late)
         normed = layer.norm(self._changed(stream, writers, late)).flatten(1, 2)  # [writer, token, d_model]
-        normed = normed[[writers.index(writer) for writer, _ in edges]]
-        chosen, bias = torch.tensor([head for _, head in edges]), layer.bias(slot)
+        normed = normed[self._index(writers.index(writer) for writer, _ in edges)]
+        chosen, bias = self._index(head for _, head in edges), layer.bias(slot)
         raw = torch.matmul(normed, layer.weight(slot)[chosen])  # [patch, token, d_head]
         raw = raw if bias is None else raw + bias[chosen][:, None]
         place = self._place(n)
@@ -112,7 +114,7 @@ class SingleEdges(NodePass):
             return self._behind_post_norm(index, run, z - plain, heads, last)
         known = self._of(run.z.transpose(1, 2), heads).transpose(1, 2)
         gap = (z - known).flatten(2).unflatten(0, (n, -1)).flatten(1, 2)
-        moved = torch.matmul(gap, layer.w_o[torch.tensor(heads)].flatten(1, 2))
+        moved = torch.matmul(gap, layer.w_o[self._table(heads)].flatten(1, 2))
         out: Tensor = run.mid + moved.unflatten(1, (self._n_rows, -1))
         return out
 
@@ -124,15 +126,22 @@ class SingleEdges(NodePass):
         assert layer.post_norm is not None
         assert run.raw is not None
         flat = gap.flatten(2).unflatten(0, (len(heads), -1)).flatten(1, 2)
-        raw = run.raw + torch.matmul(flat, layer.w_o_raw[torch.tensor(heads)].flatten(1, 2)).unflatten(
+        raw = run.raw + torch.matmul(flat, layer.w_o_raw[self._table(heads)].flatten(1, 2)).unflatten(
             1, (self._n_rows, -1)
         )
         return self._at(run.resid, last) + layer.post_norm(raw)
 
     def _of(self, x: Float[Tensor, "prompt head pos d_head"], heads: list[list[int]]) -> Tensor:
         """Some heads of a tensor of the base run for each patch: [patch * prompt, head, pos, d_head]."""
-        chosen = torch.tensor(heads, device=x.device)  # [patch, head]
-        return x[:, chosen].transpose(0, 1).flatten(0, 1)
+        found: Tensor = x[:, self._table(heads)].transpose(0, 1).flatten(0, 1)
+        return found
+
+    def _index(self, rows: Iterable[int]) -> Tensor:
+        return index_of(rows, self._model.device)
+
+    def _table(self, heads: list[list[int]]) -> Int[Tensor, "patch head"]:
+        flat = self._index(head for some in heads for head in some)
+        return flat.reshape(len(heads), -1)
 
     def _begin_mlp(self, index: int, patches: slice, last: bool) -> Float[Tensor, "row pos d_model"]:
         model, run = self._model, self._contrast.base.blocks[index]

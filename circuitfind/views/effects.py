@@ -25,6 +25,7 @@ from circuitfind.model.gradients import unembed_gradient
 from circuitfind.model.node_pass import Patch
 from circuitfind.model.readout import logits_readout
 from circuitfind.model.runs import Runs
+from circuitfind.model.transfer import to_host
 
 ByPrompt = Float[np.ndarray, "writer prompt"]
 
@@ -72,24 +73,18 @@ def direct_effects(runs: Runs) -> ByPrompt:
         direction = logits_readout(model, trace, gradient).direction[:, 0]
         written = trace.writes.map(trace.place.at_answer)
         with torch.no_grad():
-            out[0, batch.index] = _along(written.input[:, 0], direction)
+            found = direction.new_empty((len(out), len(direction)), dtype=torch.float32)
+            found[0] = (written.input[:, 0] * direction).sum(-1).float()
             for index, layer in enumerate(model.layers):
                 back = torch.einsum("rm,hdm->rhd", direction, layer.w_o)
-                heads = (written.z[index][:, 0] * back).sum(-1)
-                out[anatomy.head_slice(index), batch.index] = heads.T.float().cpu().numpy()
+                found[anatomy.head_slice(index)] = (written.z[index][:, 0] * back).sum(-1).T.float()
                 rows = anatomy.mlp_slice(index)
                 if rows.stop > rows.start:
                     each = direction.new_empty((rows.stop - rows.start, *direction.shape))
                     written.into(model, index, each)
-                    out[rows, batch.index] = _along(each, direction)
+                    found[rows] = (each * direction).sum(-1).float()
+        out[:, batch.index] = to_host(found)[0]
     return out
-
-
-def _along(
-    x: Float[torch.Tensor, "*node row d_model"], direction: Float[torch.Tensor, "row d_model"]
-) -> Float[np.ndarray, "*node row"]:
-    found: Float[np.ndarray, "*node row"] = (x * direction).sum(-1).float().cpu().numpy()
-    return found
 
 
 def means(values: ByPrompt, *, seed: int = 0) -> list[Interval]:

@@ -234,7 +234,7 @@ def test_empty_circuits_are_the_other_run(family: str) -> None:
 @pytest.mark.parametrize(
     ("family", "ablation", "same"),
     [
-        *((f, "resample", s) for f in FAMILIES for s in (0, 1)),
+        *(families.costly(f, "resample", s) for f in FAMILIES for s in (0, 1)),
         *((f, a, 1) for f in FEW for a in ("mean", "zero")),
     ],
 )

@@ -105,7 +105,7 @@ def test_a_hub_that_cannot_be_reached_is_a_model_error(monkeypatch: pytest.Monke
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
-    monkeypatch.setattr("circuitfind.model.load._reachable", lambda: True)
+    monkeypatch.setattr("circuitfind.model.hub.reachable", lambda: True)
     error = refused("some-lab/some-model")
     assert "some-lab/some-model" in error.what
     assert "couldn't connect" in error.details[0]
@@ -387,7 +387,7 @@ def test_variables_in_the_name_of_a_folder(monkeypatch: pytest.MonkeyPatch) -> N
     found = load_model("$CIRCUITFIND_MODELS/ln", device="cpu")
     assert found.name == "$CIRCUITFIND_MODELS/ln"
     assert identity(found.name) == identity(str(folder)) == found.fingerprint
-    with pytest.raises(ModelError, match=r"no folder '\$CIRCUITFIND_MODELS/nowhere' \(.*nowhere\)"):
+    with pytest.raises(ModelError, match=r"no folder '\$CIRCUITFIND_MODELS/nowhere'"):
         load_model("$CIRCUITFIND_MODELS/nowhere", device="cpu")
 
 

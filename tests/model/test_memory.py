@@ -11,7 +11,8 @@ import torch
 from circuitfind.errors import UsageError
 from circuitfind.model import memory
 from circuitfind.model.anatomy import Anatomy
-from circuitfind.model.memory import free_bytes, make_plan, out_of_memory, parse_size, token_bytes
+from circuitfind.model.memory import free_bytes, make_plan, out_of_memory, token_bytes
+from circuitfind.sizes import parse_size
 from tests import families
 
 
@@ -55,6 +56,7 @@ def gpt2_small() -> Any:
         parts=None,
     )
     return SimpleNamespace(
+        placement=None,
         dtype=torch.float32,
         device=torch.device("cpu"),
         d_model=768,

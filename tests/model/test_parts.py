@@ -29,6 +29,16 @@ every_family = pytest.mark.parametrize(
     [family if family in UNLIKE else pytest.param(family, marks=pytest.mark.slow) for family in WITH_MLP],
 )
 every_split = pytest.mark.parametrize("how", SPLITS)
+every_split_of_every_family = pytest.mark.parametrize(
+    ("family", "how"),
+    families.thinned(UNLIKE, list(SPLITS), 2)
+    + [
+        pytest.param(family, how, marks=pytest.mark.slow)
+        for family in WITH_MLP
+        if family not in UNLIKE
+        for how in SPLITS
+    ],
+)
 ABLATIONS: tuple[Ablation, ...] = ("resample", "mean", "zero")
 
 
@@ -55,8 +65,7 @@ def edges_to_try(every: np.ndarray) -> list[np.ndarray]:
     return [*(every & (rng.random(every.shape) < share) for share in (0.1, 0.5, 0.9)), every]
 
 
-@every_family
-@every_split
+@every_split_of_every_family
 def test_patched_passes_are_the_slow_ones(family: str, how: str) -> None:
     runs = runs_in(split_in(families.model(family), how))
     anatomy, index = runs.model.anatomy, runs.batches[0].index
@@ -87,8 +96,7 @@ def test_clean_values_restore_the_corrupted_run(how: str) -> None:
         )
 
 
-@every_family
-@every_split
+@every_split_of_every_family
 def test_nothing_replaced_is_the_model_and_everything_is_the_corrupted_run(family: str, how: str) -> None:
     runs = runs_in(split_in(families.model(family), how))
     every = runs.model.anatomy.edge_mask
@@ -114,8 +122,7 @@ def test_all_parts_together_are_the_mlp(family: str) -> None:
             )
 
 
-@every_family
-@every_split
+@every_split_of_every_family
 def test_attribution_is_the_derivative(family: str, how: str) -> None:
     """Each edge's score is what the metric loses, for each unit of way, as the edge begins to go over to what it carries
     when replaced; nodes have the sum of their edges.

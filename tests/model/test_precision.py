@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from circuitfind.model.precision import moved, raised, using
 from circuitfind.model.runs import Runs
 from circuitfind.task.metrics import get_metric
 from tests import families
-from tests.families import FAMILIES, pairs_for
+from tests.families import pairs_for
 
 ROUNDING: dict[Precision, tuple[float, float]] = {"bf16": (0.06, 0.15), "fp16": (0.01, 0.01)}
 """Largest error of passes, and of scores from gradients, as a share of the norm: random weights are harsh on 8 bits."""
@@ -60,7 +61,7 @@ def everything(model: Model) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.COSTLY)
 def test_every_pass_of_every_family(family: str) -> None:
     model = families.model(family)
     wanted = everything(model)
@@ -112,3 +113,80 @@ def test_what_moves_is_exact_at_both_ends_whatever_the_types() -> None:
     assert torch.equal(moved(start, end, torch.zeros(3, 1)), start.float())
     assert torch.equal(moved(start, end, torch.ones(3, 1, dtype=torch.bfloat16)), end)
     torch.testing.assert_close(moved(start, end, torch.full((3, 1), 0.25)), 0.75 * start.float() + 0.25 * end)
+
+
+def test_tensor_float_is_refused_where_it_is_not() -> None:
+    model = families.model("gpt2")
+    with pytest.raises(UnsupportedError) as caught, using(model, "tf32"):
+        pass
+    assert "TensorFloat-32" in caught.value.what
+    assert "on cpu" in caught.value.what
+    assert "--precision fp32 or bf16" in (caught.value.hint or "")
+    assert model.precision == "fp32"
+
+
+@pytest.mark.parametrize("ambient", ["highest", "high", "newer switch"])
+def test_tensor_float_is_on_inside_passes_alone(ambient: str) -> None:
+    """The switch of the process is what the program set, whatever ends a pass; logits and metric are outside of it."""
+    matmul, seen = torch.backends.cuda.matmul, []
+    model = copy(families.model("gpt2"))
+    model.precision = "tf32"
+
+    def state() -> tuple[object, ...]:
+        try:
+            legacy = torch.get_float32_matmul_precision()
+        except RuntimeError:
+            legacy = "mixed"
+        return legacy, *(
+            getattr(b.matmul, "fp32_precision", None) for b in (torch.backends.cuda, torch.backends.mkldnn)
+        )
+
+    def look(*args: object) -> torch.Tensor:
+        seen.append(getattr(matmul, "fp32_precision", None) == "tf32" or matmul.allow_tf32)
+        return torch.ones(1)
+
+    def fail(*args: object) -> torch.Tensor:
+        raise ZeroDivisionError
+
+    def with_head(given: Model) -> torch.Tensor:
+        before = module.full(look)(given)
+        module.seen_in_full(given, look)(before)
+        return look()
+
+    old, newer = torch.get_float32_matmul_precision(), getattr(matmul, "fp32_precision", None)
+    if ambient != "newer switch":
+        torch.set_float32_matmul_precision(ambient)
+    elif newer is None:
+        pytest.skip("this torch has no newer switch")
+    else:
+        matmul.fp32_precision = "tf32"
+    before = state()
+    try:
+        module.lowered(with_head)(model)
+        module.lowered_gradient(with_head)(model)
+        assert seen == [False, False, True] * 2
+        assert state() == before
+        with pytest.raises(ZeroDivisionError):
+            module.lowered(fail)(model)
+        assert state() == before
+    finally:
+        torch.set_float32_matmul_precision(old)
+        if newer is not None:
+            matmul.fp32_precision = newer
+
+
+def test_tensor_float_of_old_and_new_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    for capability, there in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        if there:
+            module._check_tensor_float(torch.device("cuda"))
+        else:
+            with pytest.raises(UnsupportedError, match=r"compute capability 8\.0"):
+                module._check_tensor_float(torch.device("cuda"))
+
+
+def test_advice_of_tensor_float_is_about_the_weights() -> None:
+    model = copy(families.model("gpt2"))
+    model.precision = "tf32"
+    assert "weights" in module.advice(model)

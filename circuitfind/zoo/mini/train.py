@@ -149,7 +149,7 @@ def train(
     checkpoint = work / "checkpoint.pt"
     first, before = 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device)
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
         if state["settings"] != asdict(settings):
             raise click.ClickException(f"{checkpoint} is of a training with other settings; remove {work}")
         model.load_state_dict(state["model"])
