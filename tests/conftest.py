@@ -38,7 +38,9 @@ def check_types(function: Callable[..., Any]) -> Callable[..., Any]:
 # Before anything imports circuitfind. The name of this module under pytest is not known before it runs.
 install_import_hook("circuitfind", f"{__name__}.check_types")
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# Threads of several workers on the same cores wait for each other, and burn what they wait.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+torch.set_num_threads(max(1, min(2, (os.cpu_count() or 1) // WORKERS)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -63,14 +65,22 @@ pytest_plugins = ["tests.browser", "tests.finished", "tests.sweeps"]
 WHOLE_RUNS = (
     "check",
     "cli",
+    "engine",
     "output/report",
     "output/test_exports_python.py",
     "output/test_figures.py",
     "output/test_notebook.py",
+    "security",
+    "resilience/test_faults.py",
+    "resilience/test_kill.py",
+    "resilience/test_numbers.py",
+    "resilience/test_stretch.py",
     "test_api.py",
     "test_docs.py",
     "test_evidence.py",
+    "methods/test_edge_pruning.py",
     "test_notebooks.py",
+    "test_pipeline.py",
     "views/test_stage.py",
 )
 """Tests that run whole commands or pipelines, over and over; half of their time would go into checking shapes."""

@@ -67,6 +67,20 @@ def costly(family: str, *others: Any) -> Any:
 COSTLY = [costly(family) for family in FAMILIES]
 
 
+def thinned(some: Sequence[Any], others: Sequence[Any], share: int = 3) -> list[Any]:
+    """All pairs of two kinds of cases. ``make test`` runs a third of them, or another share, with every case of both kinds in
+    it but families that are like another one.
+    """
+    rank = {one: i for i, one in enumerate(one for one in some if one not in ALIKE)}
+    return [
+        pytest.param(
+            one, other, marks=[] if one in rank and (rank[one] - j) % share == 0 else [pytest.mark.slow]
+        )
+        for one in some
+        for j, other in enumerate(others)
+    ]
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """These tensors are so small that a second thread only waits."""

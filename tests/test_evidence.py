@@ -50,7 +50,12 @@ TASKS = (
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Discovery:
     return circuitfind.discover(
-        "gendered-pronoun", outputs=tmp_path_factory.mktemp("outputs"), formats=(), count=32, backups=False
+        "gendered-pronoun",
+        outputs=tmp_path_factory.mktemp("outputs"),
+        formats=(),
+        count=32,
+        backups=False,
+        views=False,
     )
 
 
@@ -164,6 +169,7 @@ def test_random_circuits_and_those_of_other_tasks_are_refused(found: Discovery, 
         formats=(),
         count=32,
         backups=False,
+        views=False,
         controls="none",
     )
     assert other.summary["evidence"] is None
@@ -179,7 +185,7 @@ def test_a_task_without_other_prompts_says_so(found: Discovery, tmp_path: Path) 
     spec = load_task("gendered-pronoun")
     pairs = Session(spec, resolve(spec, count=20)).all_pairs
     path = _inline(tmp_path, "few", pairs, 20)
-    made = circuitfind.discover(path, outputs=tmp_path, formats=(), backups=False)
+    made = circuitfind.discover(path, outputs=tmp_path, formats=(), backups=False, views=False)
     evidence = Evidence.load(made.folder / "evidence.json")
     assert not evidence.prompts.held_out
     assert any("pruned on" in one for one in made.summary["evidence"]["cautions"])
@@ -189,12 +195,18 @@ def test_evidence_is_reused_and_follows_its_circuit(found: Discovery) -> None:
     run = Store(found.folder.parent).find(str(found.folder))
     before = finished_stages(run)["evidence"].key
     again = circuitfind.discover(
-        "gendered-pronoun", outputs=found.folder.parent, formats=(), count=32, backups=False
+        "gendered-pronoun", outputs=found.folder.parent, formats=(), count=32, backups=False, views=False
     )
     assert again.folder == found.folder
     assert finished_stages(Store(found.folder.parent).find(str(found.folder)))["evidence"].key == before
     longer = circuitfind.discover(
-        "gendered-pronoun", outputs=found.folder.parent, formats=(), count=32, backups=False, faithfulness=0.8
+        "gendered-pronoun",
+        outputs=found.folder.parent,
+        formats=(),
+        count=32,
+        backups=False,
+        views=False,
+        faithfulness=0.8,
     )
     assert longer.folder != found.folder
     assert longer.summary["evidence"]["faithfulness"] == pytest.approx(0.7)
@@ -224,7 +236,7 @@ def _certified(task: Any, outputs: Path, **settings: Any) -> bool:
     """Whether a run is certified; one that is refused before has found nothing."""
     try:
         made = circuitfind.discover(
-            task, outputs=outputs, formats=(), backups=False, min_accuracy=0.0, **settings
+            task, outputs=outputs, formats=(), backups=False, views=False, min_accuracy=0.0, **settings
         )
     except CircuitfindError:
         return False

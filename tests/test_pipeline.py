@@ -19,6 +19,8 @@ from circuitfind.session import Session, stage_keys, task_hash
 from circuitfind.settings import BackupOptions, Settings, resolve
 from circuitfind.task.spec import TaskSpec, load_task
 
+PLAIN: dict[str, Any] = {"formats": (), "backups": False, "controls": "none", "views": False}
+"""Scores and a circuit, and no stage behind them."""
 PLANTED = ("planted-induction", "ioi-planted", "and-gate", "or-gate")
 
 
@@ -83,7 +85,7 @@ def test_planted_circuit_is_found(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["planted-induction", "ioi-planted", "and-gate"])
 def test_nodes_by_activation_patching_find_it_too(name: str) -> None:
-    found = circuitfind.discover(name, method="activation-patching", count=16, formats=())
+    found = circuitfind.discover(name, method="activation-patching", count=16, **PLAIN)
     assert found.scores.level == "node"
     assert found.summary["known"]["recall"] == 1.0
     assert found.summary["known"]["precision"] == 1.0
@@ -91,12 +93,12 @@ def test_nodes_by_activation_patching_find_it_too(name: str) -> None:
 
 def test_noising_misses_an_arm_of_the_or_gate() -> None:
     """Why the task says denoising: alone, neither arm is necessary."""
-    found = circuitfind.discover("or-gate", direction="noising", count=16, formats=())
+    found = circuitfind.discover("or-gate", direction="noising", count=16, **PLAIN)
     assert found.summary["known"]["recall"] < 1.0
 
 
 def test_another_seed_of_the_model() -> None:
-    found = circuitfind.discover("and-gate", "planted/and-gate:5", count=16, formats=())
+    found = circuitfind.discover("and-gate", "planted/and-gate:5", count=16, **PLAIN)
     assert found.summary["known"]["precision"] == found.summary["known"]["recall"] == 1.0
 
 

@@ -160,13 +160,14 @@ def test_a_reader_that_goes_is_no_error(finished: Cli) -> None:
 
 # --- JSON ---------------------------------------------------------------------------------------------------
 
+FEW = "--controls none --no-views"
 GOOD_COMMANDS = [
     "discover small.yaml",
-    "discover small.yaml --force",
+    f"discover small.yaml --force {FEW}",
     "discover small.yaml --dry-run",
     "show",
     "show latest --nodes --edges --top 3",
-    "discover small.yaml --method activation-patching -o both=yes --positions all --precision bf16",
+    f"discover small.yaml --method activation-patching -o both=yes --positions all --precision bf16 {FEW}",
     "list tasks",
     "list models",
     "list methods",
@@ -217,7 +218,7 @@ def test_progress_on_stderr_result_on_stdout(finished: Cli) -> None:
 
 
 def test_quiet(finished: Cli) -> None:
-    found = finished.good("discover", "small.yaml", "--force", "-q")
+    found = finished.good("discover", "small.yaml", "--force", "--controls", "none", "-q")
     assert found.err == ""
     assert "faithfulness" in found.out
     finished.run_folder().joinpath("scores.npz").unlink()

@@ -70,7 +70,9 @@ def test_copies_of_a_prompt_are_one_prompt(cli: Cli, tmp_path: Path) -> None:
     row = {name: list(getattr(pair, name)) for name in ("clean", "corrupted", "answer", "wrong")}
     task = {"name": "copies", "model": "mini", "prompts": {"pairs": [row] * 20}}
     (tmp_path / "copies.yaml").write_text(yaml.safe_dump(task))
-    told = cli("discover", "copies.yaml", "--no-backups", "--method", "eap", "--json").json["evidence"]
+    told = cli("discover", "copies.yaml", "--no-backups", "--no-views", "--method", "eap", "--json").json[
+        "evidence"
+    ]
     assert told["prompts"]["aligned"] == 1
     assert not told["certified"]
     assert not told["refuted"], "one prompt says nothing"
@@ -82,7 +84,15 @@ def test_copies_of_a_prompt_are_one_prompt(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_kl_is_not_held_against_shuffled_answers(cli: Cli) -> None:
-    words = ("gendered-pronoun", "--count", "20", "--no-backups", "--method", "activation-patching")
+    words = (
+        "gendered-pronoun",
+        "--count",
+        "20",
+        "--no-backups",
+        "--no-views",
+        "--method",
+        "activation-patching",
+    )
     told = cli.good("discover", *words, "--metric", "kl", "--json").json["evidence"]
     beaten = {one["name"]: one["beaten"] for one in told["controls"]}
     assert beaten["shuffled pairs"] is None

@@ -10,7 +10,8 @@ import pytest
 
 from circuitfind.circuit.feature_graph import FeatureGraph
 from circuitfind.feature_store import stored_features, stored_scores
-from circuitfind.output.run import Run, read_manifest
+from circuitfind.output.manifest import read_manifest
+from circuitfind.output.run import Run
 from tests.cli.helpers import Cli, Result
 
 WORDS = ("discover", "neuron-lookup", "--nodes", "features", "--count", "16")

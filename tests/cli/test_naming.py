@@ -30,7 +30,18 @@ from tests.dictionaries.synthetic import random_dictionary
 from tests.output.test_dot import needs_dot
 from tests.sparse.planted import directions, exact_sae
 
-DISCOVER = ("--method", "eap", "--edges", "14", "--no-backups", "--min-accuracy", "0")
+DISCOVER = (
+    "--method",
+    "eap",
+    "--edges",
+    "14",
+    "--no-backups",
+    "--controls",
+    "none",
+    "--no-views",
+    "--min-accuracy",
+    "0",
+)
 PARTS = (("m0.n3", "m0.n1+7", "m0.rest"), (), ("t2.f4", "t2.err"))
 
 

@@ -45,17 +45,18 @@ def test_a_planted_lookup_is_found(cli: Cli, kind: str) -> None:
 
 
 def test_a_second_run_reuses_the_first(cli: Cli) -> None:
-    words = ("discover", "neuron-lookup", "--nodes", "heads,neurons", "--json")
+    plain = ("discover", "neuron-lookup", "--no-backups", "--controls", "none", "--no-views", "--json")
+    words = (*plain, "--nodes", "heads,neurons")
     first, second = cli.good(*words), cli.good(*words)
     assert "reused" in second.err
     assert second.json["evaluations"] == first.json["evaluations"]
-    other = cli.good("discover", "neuron-lookup", "--nodes", "heads,mlps", "--json")
+    other = cli.good(*plain, "--nodes", "heads,mlps")
     assert other.json["folder"] != first.json["folder"]
 
 
 def test_errors_are_frozen_or_recomputed(cli: Cli) -> None:
     words = ("discover", "neuron-lookup", "--nodes", "features, heads", "--errors", "recomputed", "--json")
-    found = cli.good(*words).json
+    found = cli.good(*words, "--no-backups", "--controls", "none", "--no-views").json
     assert found["conditions"]["errors"] == "recomputed"
     circuit = Circuit.load(Path(found["folder"]) / "circuit.json")
     assert circuit.anatomy.live_errors

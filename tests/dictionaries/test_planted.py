@@ -22,7 +22,9 @@ from tests import families
 from tests.neurons import encode, lab, members
 
 every_model = pytest.mark.parametrize("name", NEURONS)
-every_seed = pytest.mark.parametrize("seed", range(20))
+every_seed = pytest.mark.parametrize(
+    "seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 20))]
+)
 
 
 @pytest.fixture(autouse=True, scope="module")

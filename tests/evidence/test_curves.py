@@ -252,6 +252,7 @@ def gpt2_shape() -> Evaluator:
     return turned_case(model, families.pairs_for(model, count=4))
 
 
+@pytest.mark.slow
 def test_random_rankings_on_the_shape_of_gpt2_small() -> None:
     evaluator = gpt2_shape()
     assert evaluator.runs.model.anatomy.n_edges == 32491

@@ -68,7 +68,7 @@ def reference(family: str, ablation: str, tau: float) -> tuple[Tensor, int]:
     ("family", "ablation"),
     [
         *((family, "resample") for family in FAMILIES),
-        *((f, a) for f in ("gemma2", "attn-only") for a in ("mean", "zero")),
+        *families.thinned(("gemma2", "attn-only"), ("mean", "zero"), 2),
     ],
 )
 def test_same_circuit_as_the_plain_loop(family: str, ablation: Ablation) -> None:
@@ -79,8 +79,7 @@ def test_same_circuit_as_the_plain_loop(family: str, ablation: Ablation) -> None
     assert scores.facts["visited"] == evaluations - 1  # the whole model, which needs no pass here
 
 
-@pytest.mark.parametrize("tau", [0.004, 0.05, 0.8])
-@pytest.mark.parametrize("speculate", [1, pytest.param(2, marks=pytest.mark.slow), 7, 500])
+@pytest.mark.parametrize(("speculate", "tau"), families.thinned([1, 7, 500, 2], [0.004, 0.05, 0.8]))
 def test_guesses_change_nothing(tau: float, speculate: int) -> None:
     wanted, _ = reference("kv-groups", "resample", tau)
     scores = found(runs_of("kv-groups"), threshold=tau, speculate=speculate)

@@ -13,7 +13,7 @@ from circuitfind.config import Ablation, Direction
 from circuitfind.errors import UnsupportedError
 from circuitfind.methods import get_method, options_of
 from tests import families
-from tests.families import COSTLY, FAMILIES, pairs_for
+from tests.families import COSTLY, pairs_for
 from tests.methods.node_cases import (
     FEW,
     TOLERANCE,
@@ -56,7 +56,7 @@ def neurons(given: Problem, ablation: Ablation = "resample") -> Tensor:
 # --- the references -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COSTLY)
 @pytest.mark.parametrize("direction", ["noising", "denoising"])
 def test_every_node_of_every_family(family: str, direction: Direction) -> None:
     model = families.model(family)
@@ -73,7 +73,7 @@ def test_every_node_of_every_family(family: str, direction: Direction) -> None:
     assert set(found.extra) == {"readers"}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COSTLY)
 def test_zero_ablation(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = families.model(family)
     pairs = mixed_pairs(model)

@@ -90,8 +90,7 @@ def test_grad_drop(family: str, direction: Direction, fixes: bool) -> None:
         assert_near(found.extra["signed"], writers(model.anatomy, plain))
 
 
-@pytest.mark.parametrize("family", FEW)
-@pytest.mark.parametrize("positions", ["all", "named"])
+@pytest.mark.parametrize(("family", "positions"), families.thinned(FEW, ["all", "named"], 2))
 def test_grad_drop_by_position(family: str, positions: Positions) -> None:
     """Sizes are taken by prompt, pass and group of positions."""
     model = families.model(family)

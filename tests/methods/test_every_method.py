@@ -13,7 +13,7 @@ from circuitfind.methods import METHODS, get_method, options_of
 from circuitfind.model.runs import Runs
 from circuitfind.task.metrics import get_metric
 from tests import families
-from tests.families import FAMILIES, pairs_for
+from tests.families import pairs_for
 
 # Small versions of the methods that search or learn: what is tested here is that they run at all.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -36,7 +36,7 @@ def runs_of(family: str, metric: str = "logit-diff") -> Runs:
     return Runs(model, pairs_for(model, count=4, lengths=(5, 7), same=1), get_metric(metric))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.COSTLY)
 @pytest.mark.parametrize("name", METHODS)
 def test_it_scores_what_exists(name: str, family: str) -> None:
     runs = runs_of(family)

@@ -134,8 +134,7 @@ def test_methods_that_take_both_ends_know_no_direction(case: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mean", "zero"])
-@pytest.mark.parametrize("case", METHOD_CASES)
-@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize(("family", "case"), families.thinned(FEW, METHOD_CASES))
 def test_other_ablations(family: str, case: str, kind: Ablation) -> None:
     model = families.model(family)
     pairs = pairs_for(model, count=3, last=False, same=2)
@@ -155,8 +154,9 @@ def test_other_ablations(family: str, case: str, kind: Ablation) -> None:
 # --- lengths, batches, chunks ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", METHOD_CASES)
-@pytest.mark.parametrize("family", ["gpt2", "gemma2", "neox", "kv-groups"])
+@pytest.mark.parametrize(
+    ("family", "case"), families.thinned(["gpt2", "gemma2", "neox", "kv-groups"], METHOD_CASES)
+)
 def test_mixed_lengths_are_those_of_the_reference(family: str, case: str) -> None:
     model = families.model(family)
     pairs = pairs_for(model, count=5, lengths=MIXED, last=False, same=1)
@@ -168,8 +168,10 @@ def test_mixed_lengths_are_those_of_the_reference(family: str, case: str) -> Non
         compare(scores_of(case, runs).values, wanted, model.anatomy.edge_mask)
 
 
-@pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
-@pytest.mark.parametrize("family", ["gpt2", "gemma2", "bidirectional", "attn-only"])
+@pytest.mark.parametrize(
+    ("family", "ablation"),
+    families.thinned(["gpt2", "gemma2", "bidirectional", "attn-only"], ["resample", "mean", "zero"]),
+)
 def test_scores_do_not_depend_on_batches_or_chunks(
     family: str, ablation: Ablation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,8 +195,7 @@ def test_scores_do_not_depend_on_batches_or_chunks(
 # --- positions ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", METHOD_CASES)
-@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize(("family", "case"), families.thinned(FEW, METHOD_CASES))
 def test_positions_are_those_of_the_reference(family: str, case: str) -> None:
     model = families.model(family)
     pairs = pairs_for(

@@ -20,7 +20,7 @@ from circuitfind.model.runs import Runs
 from circuitfind.task.metrics import get_metric
 from circuitfind.task.pairs import PromptPairs
 from tests import families
-from tests.families import COSTLY, pairs_for
+from tests.families import pairs_for
 from tests.methods.slow import paths as slow
 from tests.methods.slow.problem import Problem, problem
 
@@ -77,6 +77,9 @@ def receiver_names(model: Model, text: str) -> list[str]:
     return known[text]
 
 
+BOTH_WAYS = pytest.mark.parametrize(
+    ("family", "direction"), families.thinned(families.FAMILIES, ["noising", "denoising"], 2)
+)
 CASES = (
     ("logits", ""),
     ("logits", "m*"),
@@ -88,8 +91,7 @@ CASES = (
 )
 
 
-@pytest.mark.parametrize("direction", ["noising", "denoising"])
-@pytest.mark.parametrize("family", COSTLY)
+@BOTH_WAYS
 def test_senders_to_receivers(family: str, direction: Direction) -> None:
     model, runs, given, sign = case(family, direction)
     names = model.anatomy.writer_names
@@ -108,8 +110,7 @@ def test_senders_to_receivers(family: str, direction: Direction) -> None:
                 np.testing.assert_allclose(scores.per_prompt[:, w], wanted, atol=CLOSE)
 
 
-@pytest.mark.parametrize("direction", ["noising", "denoising"])
-@pytest.mark.parametrize("family", COSTLY)
+@BOTH_WAYS
 def test_paths_of_several_hops(family: str, direction: Direction) -> None:
     """Against the model as a tree, in which every path has copies of its own."""
     model, runs, given, sign = case(family, direction)

@@ -42,7 +42,7 @@ def same(ours: tuple[Context, ...], wanted: list[Fired], found: list[Fired]) -> 
     )
 
 
-@pytest.mark.parametrize("family", [*WITH_MLPS, "solu-ln"])
+@pytest.mark.parametrize("family", [*map(families.costly, WITH_MLPS), "solu-ln"])
 def test_contexts_are_those_of_a_full_computation(family: str) -> None:
     if family == "solu-ln":
         config = families.NATIVE_CONFIGS[family]

@@ -107,7 +107,7 @@ def addition(models_dir: Path) -> Addition:
     return Addition(load_model(str(models_dir / "modadd-113"), device="cpu"))
 
 
-@pytest.fixture(scope="module", params=["mean", "resample"])
+@pytest.fixture(scope="module", params=["mean", pytest.param("resample", marks=pytest.mark.slow)])
 def found(models_dir: Path, request: pytest.FixtureRequest) -> Found:
     folder = models_dir / "modadd-113"
     return find_neurons(load_model(str(folder), device="cpu"), read_pairs(folder), request.param)

@@ -33,7 +33,9 @@ SEEDS = range(20)
 SATURATED = "saturated-lookup"
 
 every_model = pytest.mark.parametrize("name", NEURONS)
-every_seed = pytest.mark.parametrize("seed", SEEDS)
+every_seed = pytest.mark.parametrize(
+    "seed", [*SEEDS[:5], *(pytest.param(seed, marks=pytest.mark.slow) for seed in SEEDS[5:])]
+)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -168,7 +168,9 @@ def test_each_true_edge_is_necessary(name: str, seed: int, ablation: str) -> Non
 
 
 @every_model
-@every_seed
+@pytest.mark.parametrize(
+    "seed", [*SEEDS[:2], *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 20))]
+)
 @every_ablation
 def test_no_false_edge_matters(name: str, seed: int, ablation: str) -> None:
     m = measured(name, seed, ablation)
