@@ -30,8 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from circuitfind.errors import ModelError
+from circuitfind.model import load
 from circuitfind.model.bridge import Model
-from circuitfind.model.load import load_model
 
 LEAST = 64 << 10
 """Bytes of a storage below which it is not worth sharing."""
@@ -49,10 +49,10 @@ def load_shared(name: str, *, device: str = "auto") -> Model:
         UnsupportedError: The same.
     """
     if sys.platform != "linux" or not Path("/proc/self/maps").exists():
-        return load_model(name, device=device)
+        return load.load_model(name, device=device)
     key = hashlib.sha256(os.path.expandvars(name).encode()).hexdigest()[:16]
     with _turn(key):
-        model = load_model(name, device=device)
+        model = load.load_model(name, device=device)
         if model.device.type == "cpu":
             share(model, key)
     return model

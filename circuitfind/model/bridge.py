@@ -157,6 +157,10 @@ class Model:
         found = self._unembedding
         return found if isinstance(found, Tensor) else found.whole()
 
+    @w_u.setter
+    def w_u(self, value: Float[Tensor, "d_model vocab"]) -> None:
+        self._unembedding = value
+
     def learning(self) -> AbstractContextManager[None]:
         """A block of passes whose graph autograd keeps: it then keeps no weights that lie elsewhere."""
         return nullcontext() if self.placement is None else self.placement.pager.learning()

@@ -67,6 +67,8 @@ def _check_sizes(config: Mapping[str, Any], state: Mapping[str, Tensor], where: 
             continue
         if key == "d_vocab_out" and value == -1:  # as many as are read
             continue
+        if key == "d_mlp" and config.get("attn_only"):  # TransformerLens writes it all the same
+            continue
         if type(value) is not int or value < 1:
             raise ModelError(
                 f"{key} is {shortened(repr(value), 60)}, not a whole number above 0", where=where, hint=hint

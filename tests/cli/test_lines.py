@@ -33,7 +33,7 @@ def test_options_stand_in_the_order_given() -> None:
     @place_options
     def command(**flags: object) -> None: ...
 
-    names = "count seed min_accuracy drop_bad_pairs first second memory device outputs"
+    names = "count seed min_accuracy drop_bad_pairs first second memory device trust_remote_code read_outside outputs"
     assert [option.name for option in command.params] == names.split()
 
 

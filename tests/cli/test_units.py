@@ -147,4 +147,12 @@ def test_a_model_without_mlps_has_no_neurons(cli: Cli, tmp_path: Path) -> None:
     task.write_text(
         f"name: palindrome\nmodel: {folder}\nmin-accuracy: 0.5\nprompts: {{file: {folder / 'prompts.jsonl'}}}\n"
     )
-    cli.fails_loosely(2, "discover", task, "--nodes", "heads,neurons", says=("no MLPs", "--nodes heads,mlps"))
+    cli.fails_loosely(
+        2,
+        "discover",
+        task,
+        "--nodes",
+        "heads,neurons",
+        "--read-outside",
+        says=("no MLPs", "--nodes heads,mlps"),
+    )

@@ -194,6 +194,8 @@ def test_no_worker_is_left(tmp_path: Path, signum: int) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # What a shell starts in the background is deaf to Ctrl-C, and so are its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     end = time.monotonic() + 60
     while len(done_by(log)) < 3 and time.monotonic() < end and process.poll() is None:
