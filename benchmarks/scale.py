@@ -230,6 +230,7 @@ def workers(bench: Bench) -> Iterator[Point]:
     from circuitfind.engine.hands import EngineHands
     from circuitfind.errors import CircuitfindError
 
+    os.environ["OMP_NUM_THREADS"] = "1"  # a worker alone would else compute on all cores
     bench.machine = bench.machine.removesuffix(", one thread")
     case = bench.case(WORKER_SHAPE)
 
@@ -250,7 +251,7 @@ def workers(bench: Bench) -> Iterator[Point]:
                 assert engine is not None
                 with engine:
                     hands = EngineHands(engine, bench.device, to_start=0.0, to_send=0.0)
-                    both(hands, pairs=2)  # workers begin, and load the model
+                    both(hands, pairs=WORKER_PAIRS - 1)  # workers begin, and load the model; on other prompts
                     taken = both(hands)
             except CircuitfindError as error:
                 print(f"{name}: {error.what}")

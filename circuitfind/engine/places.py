@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from math import ceil
 from typing import Any
 
 from circuitfind.engine.base import Needs
@@ -13,6 +14,8 @@ from circuitfind.errors import UsageError
 
 SOON, LATER = 1.0, 5.0
 """Seconds in which a cluster that has a place for a worker gives it, and after which one that had none is asked again."""
+LEAST = 1 << 30
+"""Bytes that a worker asks for however little it needs."""
 QUEUE = 60.0
 """Seconds to wait for the first place of all in a cluster that is busy with other things."""
 
@@ -84,8 +87,11 @@ class Places(Room):
     def asked(self, needs: Needs) -> dict[str, float]:
         """What a worker asks of a node."""
         memory = float(needed(needs))
-        if self._cluster.own:  # that a machine is too small is seen when it is, as in one process
-            memory = min(memory, max(node.get("memory", 0.0) for node in self._cluster.resources()))
+        most = max((node.get("memory", 0.0) for node in self._cluster.resources()), default=0.0)
+        if memory <= most:
+            memory = min(_rounded(memory), most)
+        elif self._cluster.own:  # that a machine is too small is seen when it is, as in one process
+            memory = most
         found = {"CPU": float(self._threads), "memory": memory}
         return {**found, "GPU": needs.gpus} if needs.gpus else found
 
@@ -127,6 +133,14 @@ class Places(Room):
             return False
         self._held[index] = needs, group
         return True
+
+
+def _rounded(memory: float) -> float:
+    """Up to a gigabyte, or by a quarter at the most: a job that needs little more than the one before begins no new worker."""
+    whole = float(LEAST)
+    while 2 * whole < memory:
+        whole *= 2
+    return whole if memory <= whole else whole * ceil(4 * memory / whole) / 4
 
 
 def _listed(resources: Any) -> str:
