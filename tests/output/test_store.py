@@ -10,7 +10,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -349,16 +348,25 @@ def test_only_one_of_many_processes_gets_the_lock(store: Store) -> None:
     run = finished(store)
     write_lock(run, pid=2**22 + 1, host=socket.gethostname())
     code = (
-        "import sys, time; from circuitfind.output.lock import FolderLock; from pathlib import Path\n"
+        "import sys; from circuitfind.output.lock import FolderLock; from pathlib import Path\n"
         "from circuitfind.errors import RunError\n"
-        "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"
-        "try: FolderLock(Path(sys.argv[1])).acquire(); print('got'); time.sleep(2)\n"
-        "except RunError: print('no')"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "try: FolderLock(Path(sys.argv[1])).acquire(); print('got', flush=True)\n"
+        "except RunError: print('no', flush=True)\n"
+        "sys.stdin.read()"  # the lock is held until all have answered
     )
-    start = str(time.time() + 1.5)
-    command = [sys.executable, "-c", code, str(run.path / LOCK), start]
-    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    said = [racer.communicate(timeout=60)[0].strip() for racer in racers]
+    command = [sys.executable, "-c", code, str(run.path / LOCK)]
+    pipe = subprocess.PIPE
+    racers = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(4)]
+    ends = [(racer.stdin, racer.stdout) for racer in racers]
+    assert all(out is not None and out.readline() == "ready\n" for _, out in ends)
+    for go, _ in ends:
+        assert go is not None
+        go.write("\n")
+        go.flush()
+    said = [out.readline().strip() for _, out in ends if out is not None]
+    for racer in racers:
+        racer.communicate(timeout=60)
     assert sorted(said) == ["got", "no", "no", "no"]
 
 
